@@ -1,0 +1,71 @@
+"""The errors that a user can meet, each one line long: what was wrong, where, and what to do.
+
+The command line prints the line and exits with `exit_code`; a traceback appears only with `--debug`.
+Floor 0: imports nothing of qfleet.
+"""
+
+from __future__ import annotations
+
+
+class QfleetError(Exception):
+    """A failure that a user can act on. Exit code 1."""
+
+    exit_code = 1
+
+
+class UsageError(QfleetError):
+    """The request itself is wrong: an unknown name, a bad value, an environment that does not fit. Exit code 2."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A configuration field is unknown, of the wrong type or out of range; the message names field, value and fix."""
+
+
+class EnvError(QfleetError):
+    """An environment broke its contract while running (NaN reward, wrong shape, no legal action)."""
+
+
+class DivergenceError(QfleetError):
+    """A loss, gradient or parameter turned NaN or infinite."""
+
+
+class CheckpointError(QfleetError):
+    """A checkpoint is missing, truncated, altered or of another network; nothing of it was loaded."""
+
+
+class MissingExtraError(UsageError):
+    """An optional package is not installed; the message says which extra to install."""
+
+
+class RoleDied(QfleetError):
+    """A role's process or thread is gone. Its unfinished calls are lost.
+
+    Args:
+        role: name of the role.
+        incarnation: which life of the role died; the first is 0.
+    """
+
+    def __init__(self, role: str, incarnation: int) -> None:
+        super().__init__(f"role {role} (incarnation {incarnation}) died")
+        self.role = role
+        self.incarnation = incarnation
+
+
+class ValueLost(QfleetError):
+    """A healthy role could not get an argument because the role that produced it is gone."""
+
+    def __init__(self, producer: str) -> None:
+        super().__init__(f"a value made by role {producer} is gone")
+        self.producer = producer
+
+
+class CallFailed(QfleetError):
+    """A role's method raised. The message is the role's own; `remote_traceback` is its traceback as text."""
+
+    def __init__(self, role: str, method: str, cause: str, remote_traceback: str) -> None:
+        super().__init__(f"{role}.{method} failed: {cause}")
+        self.role = role
+        self.method = method
+        self.remote_traceback = remote_traceback

@@ -1,0 +1,176 @@
+"""The values that travel between floors: environment facts, transitions, samples, snapshots.
+
+Arrays are batched: the first axis is the batch (N or B transitions, E environments). O stands for the
+observation's own dimensions, A for the number of actions. Floor 0: imports nothing of qfleet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+FloatArray = npt.NDArray[np.floating[Any]]
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class EnvSpec:
+    """What training needs to know about an environment.
+
+    Attributes:
+        env_id: the name it was made from.
+        obs_shape: O, the shape of one observation after wrappers.
+        obs_dtype: numpy dtype name of an observation ("float32", "uint8").
+        num_actions: A, after flattening or discretising.
+        has_action_mask: whether `info["action_mask"]` (bool [A], True = legal) comes with each observation.
+        max_episode_steps: the time limit in env steps, None if there is none.
+        return_threshold: the return at which the environment's registration calls it solved, None if unknown.
+    """
+
+    env_id: str
+    obs_shape: tuple[int, ...]
+    obs_dtype: str
+    num_actions: int
+    has_action_mask: bool = False
+    max_episode_steps: int | None = None
+    return_threshold: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EnvStep:
+    """What one vector step of E environments gave, the same in every autoreset mode.
+
+    `next_obs` is always the true successor of the observation that was acted on, also at an episode's end;
+    `obs` is what to act on next (the new episode's first observation where one has begun).
+
+    Attributes:
+        next_obs: [E, *O].
+        reward: float32 [E].
+        terminated: bool [E], the MDP ended: no bootstrap.
+        truncated: bool [E], cut off (time limit): bootstrap from `next_obs`.
+        valid: bool [E]; False where the environment only used the step to reset itself: no transition there.
+        obs: [E, *O].
+        next_action_mask: bool [E, A] of `next_obs`, or None.
+        episode_returns: float64 [K], undiscounted raw returns of the K episodes that ended at this step.
+        episode_lengths: int64 [K], their lengths in env steps.
+        episode_envs: int64 [K], which of the E environments they ended in.
+    """
+
+    next_obs: Array
+    reward: npt.NDArray[np.float32]
+    terminated: BoolArray
+    truncated: BoolArray
+    valid: BoolArray
+    obs: Array
+    next_action_mask: BoolArray | None
+    episode_returns: npt.NDArray[np.float64]
+    episode_lengths: IntArray
+    episode_envs: IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class Transitions:
+    """N (n-step) transitions, the unit of replay.
+
+    Attributes:
+        obs: [N, *O].
+        action: int64 [N].
+        reward: float32 [N], the n-step return sum_k gamma^k r_k.
+        discount: float32 [N], what the bootstrap value is multiplied by: gamma^k after k steps, 0 after a termination.
+        next_obs: [N, *O], the observation k steps later (the true final one at an episode's end).
+        next_action_mask: bool [N, A] of `next_obs`, or None where the environment has no masks.
+    """
+
+    obs: Array
+    action: IntArray
+    reward: npt.NDArray[np.float32]
+    discount: npt.NDArray[np.float32]
+    next_obs: Array
+    next_action_mask: BoolArray | None = None
+
+    def __len__(self) -> int:
+        return len(self.action)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """B transitions drawn from replay, with what the learner needs to weigh them.
+
+    Attributes:
+        keys: int64 [B]; a key names one insertion for ever, so a late priority never hits a reused slot.
+        transitions: the B transitions.
+        probabilities: float64 [B], the chance that one draw picks this transition.
+        num_transitions: how many transitions could have been drawn.
+    """
+
+    keys: IntArray
+    transitions: Transitions
+    probabilities: npt.NDArray[np.float64]
+    num_transitions: int
+
+
+@dataclass(frozen=True, slots=True)
+class ParamSnapshot:
+    """An immutable copy of a network's state. Everything computed from it carries its version.
+
+    Attributes:
+        version: number of optimizer updates that led to it.
+        vector: float32 [P], the parameters; read-only.
+        buffers: float32 [F], the float buffers (observation statistics); read-only.
+        layout_hash: SHA-256 of names and shapes; loading into another layout is refused.
+    """
+
+    version: int
+    vector: npt.NDArray[np.float32]
+    buffers: npt.NDArray[np.float32]
+    layout_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The global counters that travel in a call; epsilon, beta and learning-rate schedules follow them."""
+
+    num_env_steps: int = 0
+    num_updates: int = 0
+
+
+@dataclass(slots=True)
+class Receipt:
+    """The small half of a role's answer, for the coordinator: counts, seconds, metrics. Never arrays of data.
+
+    Attributes:
+        version: parameter version that the work was computed from (or produced, for a learner).
+        num_env_steps: valid environment steps made.
+        num_inserted: transitions inserted into replay.
+        num_updates: optimizer updates applied.
+        num_samples: transitions trained on.
+        episode_returns, episode_lengths: of the training episodes that ended.
+        seconds: time by activity ("environment", "inference", "replay", "learner").
+        metrics: scalars such as loss and mean Q.
+        files: files written by `save`.
+    """
+
+    version: int = 0
+    num_env_steps: int = 0
+    num_inserted: int = 0
+    num_updates: int = 0
+    num_samples: int = 0
+    episode_returns: list[float] = field(default_factory=list)
+    episode_lengths: list[int] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    files: list[SavedFile] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class SavedFile:
+    """One file of a checkpoint: path relative to the checkpoints folder, size in bytes, SHA-256 in hex."""
+
+    path: str
+    num_bytes: int
+    sha256: str
