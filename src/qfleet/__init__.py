@@ -1,5 +1,25 @@
-"""qfleet: one Q-learner mapped onto any fleet. Algorithm, strategy and engine are three independent choices."""
+"""qfleet: one Q-learner mapped onto any fleet. Algorithm, strategy and engine are three independent choices.
+
+The two names below load torch when they are first used, so that importing qfleet costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
 
 from qfleet.version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from qfleet.experiment import Experiment
+    from qfleet.policy import load_policy
+
+__all__ = ["Experiment", "__version__", "load_policy"]
+
+_HOMES = {"Experiment": "qfleet.experiment", "load_policy": "qfleet.policy"}
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'qfleet' has no attribute {name!r}")

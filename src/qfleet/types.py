@@ -174,3 +174,11 @@ class SavedFile:
     path: str
     num_bytes: int
     sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a role's method returns when its answer has both halves; a bare Receipt or None is fine too."""
+
+    receipt: Receipt
+    payload: object

@@ -1,1 +1,1 @@
-
+"""Torsos, heads and the flat parameter vector. Floor 2."""

@@ -1,0 +1,133 @@
+"""Configuration sections that every run has, and the rule that turns bad input into one clear line.
+
+A section is a frozen pydantic model. Algorithms, strategies, engines, networks and environments keep their own
+sections in their own files; `recipe.py` puts all of them together into one RunConfig. Floor 0.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from qfleet.errors import ConfigError
+
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """One table of a recipe: immutable, and strict about names, types and ranges."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class ReplayConfig(Section):
+    """Replay memory and its pace.
+
+    `samples_per_insert` is the number of transitions trained on per transition inserted, counted from the moment
+    that `min_transitions` are in; it holds over all shards.
+    """
+
+    capacity: PositiveInt = 100_000
+    sampler: Literal["uniform", "prioritized"] = "uniform"
+    samples_per_insert: PositiveFloat = 8.0
+    min_transitions: PositiveInt = 1_000
+    priority_exponent: Fraction = 0.6
+    importance_exponent_start: Fraction = 0.4
+    importance_exponent_end: Fraction = 1.0
+    importance_anneal_updates: PositiveInt = 100_000
+
+
+class EvaluationConfig(Section):
+    """Validation during training, and the held-out score at the end; both greedy, on complete episodes."""
+
+    every_env_steps: PositiveInt = 10_000
+    episodes: PositiveInt = 20
+    final_episodes: PositiveInt = 100
+    num_envs: PositiveInt | None = None
+
+
+class StopConfig(Section):
+    """When a run ends: at the first limit that is met.
+
+    `until_return` is a number, "registered" (the threshold in the environment's registration, if it has one) or
+    "never". A validation that reaches it is confirmed on `confirm_episodes` fresh validation episodes, and counts when
+    mean - `confirm_stderr` standard errors is still at or above the target.
+    """
+
+    until_return: float | Literal["registered", "never"] = "registered"
+    confirm_episodes: PositiveInt = 100
+    confirm_stderr: NonNegativeFloat = 1.0
+    max_env_steps: PositiveInt | None = 100_000
+    max_updates: PositiveInt | None = None
+    max_seconds: PositiveFloat | None = None
+
+
+class CheckpointConfig(Section):
+    """Scheduled checkpoints. One is always written at the end and at an interrupt."""
+
+    every_env_steps: PositiveInt = 50_000
+    keep: PositiveInt = 2
+
+
+class LoggingConfig(Section):
+    """How often a line goes to metrics.jsonl and TensorBoard."""
+
+    every_env_steps: PositiveInt = 1_000
+    tensorboard: bool = True
+
+
+class InitConfig(Section):
+    """What a new run starts from; `from` is a run directory whose best policy gives the first weights."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    from_run: str | None = Field(default=None, alias="from")
+
+
+SectionType = TypeVar("SectionType", bound=BaseModel)
+
+
+def parse_section(cls: type[SectionType], data: Mapping[str, object], where: str) -> SectionType:
+    """Validate one table.
+
+    Args:
+        cls: the section's class.
+        data: its raw values.
+        where: dotted name of the table, for the message ("algo", "replay"; "" at the top).
+
+    Raises:
+        ConfigError: naming the field, the value and the fix.
+    """
+    try:
+        return cls.model_validate(dict(data))
+    except ValidationError as error:
+        raise ConfigError(explain(error, cls, where)) from None
+
+
+def explain(error: ValidationError, cls: type[BaseModel], where: str) -> str:
+    """The first problem of a pydantic error as one line: field, value, fix."""
+    problem = error.errors(include_url=False)[0]
+    path = [str(part) for part in problem["loc"] if not str(part).startswith(("float", "int", "str", "literal", "bool"))]
+    field = ".".join(([where] if where else []) + path)
+    if problem["type"] == "extra_forbidden":
+        names = [info.alias or name for name, info in cls.model_fields.items()]
+        return f"{field}: no such field; {did_you_mean(path[-1], names)}"
+    if problem["type"] == "missing":
+        return f"{field}: this field is required"
+    message = problem["msg"][0].lower() + problem["msg"][1:]
+    return f"{field} = {problem['input']!r}: {message}"
+
+
+def did_you_mean(name: str, candidates: list[str]) -> str:
+    """A hint: the nearest valid name, or all of them where none is near."""
+    near = difflib.get_close_matches(name, candidates, n=1, cutoff=0.5)
+    if near:
+        return f"did you mean {near[0]}?"
+    return "valid names: " + ", ".join(sorted(candidates))

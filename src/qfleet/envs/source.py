@@ -1,0 +1,180 @@
+"""From a name to a recipe for one environment: what `env.id` stands for, and how to make one copy of it.
+
+A recipe is found once, in the process that was asked, and travels to subprocesses whole; so a name that the
+user's script registered is known there too.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec as Registration
+
+from qfleet.envs.config import EnvConfig
+from qfleet.envs.spaces import SingleEnv, adapt_spaces
+from qfleet.errors import EnvError, MissingExtraError, UsageError
+
+EnvFactory = Callable[..., gym.Env[Any, Any]]
+
+# Names whose registration happens on importing a module: how they start or end, and the module.
+_REGISTERED_BY = (
+    (("qfleet/",), (), "qfleet.envs.toy"),
+    (("ALE/",), ("NoFrameskip-v0", "NoFrameskip-v4"), "ale_py"),
+)
+# The module that an environment misses, and what installs it.
+_INSTALLED_BY = {"Box2D": "qfleet[box2d]", "ale_py": "qfleet[atari]", "mujoco": "gymnasium[mujoco]"}
+
+
+@dataclass(frozen=True)
+class EnvSource:
+    """How to make one copy of an environment.
+
+    Attributes:
+        label: its name in messages and in EnvSpec.env_id.
+        registration: Gymnasium's entry, or None where `factory` makes it.
+        factory: a callable that takes `kwargs`, or None where Gymnasium makes it.
+        kwargs: for the constructor.
+        max_episode_steps: the time limit asked for, None to keep the registered one.
+        discretize: values per dimension of a continuous action.
+    """
+
+    label: str
+    registration: Registration | None
+    factory: EnvFactory | None
+    kwargs: dict[str, object]
+    max_episode_steps: int | None
+    discretize: int | None
+
+    @property
+    def time_limit(self) -> int | None:
+        """The time limit in env steps that is asked for or registered."""
+        registered = self.registration.max_episode_steps if self.registration else None
+        return self.max_episode_steps or registered
+
+    @property
+    def return_threshold(self) -> float | None:
+        """The return at which the registration calls the environment solved."""
+        return self.registration.reward_threshold if self.registration else None
+
+    def build(self) -> SingleEnv:
+        """A new environment with `fits_unwrapped` spaces.
+
+        Raises:
+            MissingExtraError: it needs a package that is not installed.
+            UsageError: unknown constructor arguments, not a gymnasium.Env, or spaces that cannot be adapted.
+            EnvError: its constructor failed.
+        """
+        try:
+            env = self._construct()
+        except (ImportError, gym.error.DependencyNotInstalled) as error:
+            raise missing_package(self.label, error) from error
+        except TypeError as error:
+            if "argument" not in str(error):
+                raise EnvError(f"environment {self.label} could not be made: {_first_line(error)}") from error
+            raise UsageError(
+                f"environment {self.label} does not take env.kwargs={self.kwargs}: {_first_line(error)}"
+            ) from error
+        except UsageError:
+            raise
+        except Exception as error:
+            # A user's constructor may raise anything; the traceback stays behind it as the cause.
+            message = f"environment {self.label} could not be made: {type(error).__name__}: {_first_line(error)}"
+            raise EnvError(message) from error
+        return adapt_spaces(env, self.label, self.discretize)
+
+    def _construct(self) -> SingleEnv:
+        if self.registration is not None:
+            # Checker and order wrapper are for finding mistakes by hand; here they would cost time in every step.
+            registration = copy.deepcopy(self.registration)
+            registration.order_enforce = False
+            return gym.make(
+                registration, max_episode_steps=self.max_episode_steps, disable_env_checker=True, **self.kwargs
+            )
+        assert self.factory is not None
+        env: object = self.factory(**self.kwargs)
+        if not isinstance(env, gym.Env):
+            raise UsageError(f"environment {self.label}: it made a {type(env).__name__}, which is not a gymnasium.Env")
+        return env if self.max_episode_steps is None else gym.wrappers.TimeLimit(env, self.max_episode_steps)
+
+
+def find_source(config: EnvConfig, factory: EnvFactory | None = None) -> EnvSource:
+    """What `config` (or, where given, `factory`) stands for.
+
+    Raises:
+        UsageError: no id, an id that nothing registers (with the nearest ones), or a module or name that is absent.
+        MissingExtraError: the package that registers the id is not installed.
+    """
+    registration: Registration | None = None
+    label = config.id
+    if factory is not None:
+        label = label or str(getattr(factory, "__qualname__", type(factory).__name__))
+    elif label is None:
+        raise UsageError("no environment is named; use --env NAME, for example --env CartPole-v1")
+    elif ":" in label:
+        registration, factory = _find_in_module(label)
+    else:
+        registration = _find_registered(label)
+    return EnvSource(label, registration, factory, dict(config.kwargs), config.max_episode_steps, config.discretize)
+
+
+def missing_package(label: str, error: Exception) -> MissingExtraError:
+    """The one line for an environment that needs a package which is not installed.
+
+    Args:
+        error: an ImportError, or Gymnasium's DependencyNotInstalled with an ImportError as its cause.
+    """
+    root = error.__cause__ if isinstance(error.__cause__, ImportError) else error
+    module = (getattr(root, "name", None) or "").partition(".")[0]
+    install = next((extra for name, extra in _INSTALLED_BY.items() if name.lower() in str(error).lower()), module)
+    needs = module or _first_line(error)
+    return MissingExtraError(f"environment {label} needs {needs}, which is not installed: pip install '{install}'")
+
+
+def _find_registered(name: str) -> Registration:
+    for starts, ends, module in _REGISTERED_BY:
+        if name.startswith(starts) or name.endswith(ends):
+            try:
+                importlib.import_module(module)
+            except ImportError as error:
+                raise missing_package(name, error) from error
+    if name not in gym.registry:
+        raise UsageError(f"no environment is called {name!r}{_nearest(name, list(gym.registry))}")
+    return gym.spec(name)
+
+
+def _find_in_module(label: str) -> tuple[Registration | None, EnvFactory | None]:
+    module_name, _, name = label.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        # Importing runs the user's code, which may raise anything.
+        raise UsageError(
+            f"environment {label}: cannot import the module {module_name!r} "
+            f"({type(error).__name__}: {_first_line(error)}); is it installed, or its folder on PYTHONPATH?"
+        ) from error
+    if name in gym.registry:
+        return gym.spec(name), None
+    found = getattr(module, name, None)
+    if callable(found):
+        return None, found
+    callables = [key for key, value in vars(module).items() if callable(value)]
+    raise UsageError(
+        f"environment {label}: importing {module_name} registers no {name!r}, and it holds no callable of that name"
+        f"{_nearest(name, [*callables, *gym.registry])}"
+    )
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    by_lower = {key.lower(): key for key in known}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(by_lower[key] for key in near)}?" if near else ""
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

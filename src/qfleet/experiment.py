@@ -1,0 +1,313 @@
+"""Experiment: configuration + strategy + engine -> run directory. The only place that sees both of the latter two.
+
+    Experiment.from_recipe("CartPole-v1", seed=1).run()
+    for event in Experiment.from_recipe("CartPole-v1").stream(): ...
+
+Floor 6.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+from qfleet.checkpoint import CheckpointStore, Manifest
+from qfleet.engines.base import Engine
+from qfleet.envs.make import probe_spec
+from qfleet.errors import CheckpointError, UsageError
+from qfleet.policy import make_blueprint, read_policy
+from qfleet.recipe import Recipe, RunConfig, build_config, find_recipe, load_plugin, read_config, recipe_for_env
+from qfleet.roles.blueprint import Blueprint
+from qfleet.session import Session
+from qfleet.storage import write_file
+from qfleet.strategies.base import Event
+from qfleet.types import EnvSpec
+
+EnvFactory = Callable[..., gym.Env[Any, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished(Event):
+    """The run is over; `summary` is what `--json` prints."""
+
+    summary: dict[str, object]
+
+
+class Experiment:
+    """One run.
+
+    Args:
+        config: the complete configuration.
+        run_dir: a new directory, or None for runs/<env>-<algo>-<time>-seed<seed>.
+        env: a callable that makes the environment, instead of config.env.id.
+
+    Attributes:
+        warnings: what the user should know, a line each (such as a damaged checkpoint that was passed over).
+    """
+
+    def __init__(self, config: RunConfig, run_dir: str | Path | None = None, env: EnvFactory | None = None) -> None:
+        self.config = config
+        self.run_dir = Path(run_dir) if run_dir is not None else default_run_dir(config)
+        self.warnings: list[str] = []
+        self._factory = env
+        self._session: Session | None = None
+        self._manifest: Manifest | None = None
+        self._is_resumed = False
+        self._interrupted = False
+        if env is None and config.env.id is None:
+            raise UsageError("env.id: no environment is named; give one, for example qfleet train CartPole-v1")
+
+    @classmethod
+    def from_recipe(
+        cls,
+        env_or_recipe: str,
+        *,
+        recipe: str | None = None,
+        seed: int | None = None,
+        run_dir: str | Path | None = None,
+        env: EnvFactory | None = None,
+        overrides: dict[str, object] | None = None,
+    ) -> Experiment:
+        """An experiment from an environment's name.
+
+        Args:
+            env_or_recipe: an environment id; with `env`, any name for it.
+            recipe: recipe name or TOML file; None picks the environment's own, else a default by observation type.
+            seed, run_dir: as in the configuration.
+            env: a callable that makes the environment.
+            overrides: dotted names and values, for example {"algo.learning_rate": 1e-3}.
+
+        Raises:
+            UsageError, ConfigError: one line, naming what is wrong.
+        """
+        changes = list((overrides or {}).items())
+        if seed is not None:
+            changes.append(("seed", seed))
+        chosen = choose_recipe(env_or_recipe, recipe, changes, env)
+        return cls(build_config(chosen.values, [("env.id", env_or_recipe), *changes]), run_dir, env)
+
+    @classmethod
+    def resume(
+        cls, run_dir: str | Path, overrides: dict[str, object] | None = None, env: EnvFactory | None = None
+    ) -> Experiment:
+        """Continue a run from its newest whole checkpoint.
+
+        Args:
+            run_dir: the run directory.
+            overrides: changes to stop.*, checkpoint.* and logging.* only.
+
+        Raises:
+            UsageError: no run there, or an override that would change what is learned.
+            CheckpointError: there are checkpoints, but none is whole.
+        """
+        folder = Path(run_dir)
+        if not (folder / "config.toml").is_file():
+            raise UsageError(f"{folder}: no run here (config.toml is missing)")
+        changes = list((overrides or {}).items())
+        for key, _ in changes:
+            if key.split(".")[0] not in ("stop", "checkpoint", "logging"):
+                raise UsageError(
+                    f"--resume with {key}: a resumed run keeps its settings, except stop.*, checkpoint.* and logging.*; "
+                    f"to start anew from its weights use --set init.from={folder}"
+                )
+        values = read_config(folder / "config.toml").model_dump(mode="json", by_alias=True, exclude_none=True)
+        experiment = cls(build_config(values, changes), folder, env)
+        experiment._is_resumed = True
+        experiment._manifest, refused = CheckpointStore(folder / "checkpoints", 1).newest_whole()
+        experiment.warnings += [f"passed over a damaged checkpoint: {fault}" for fault in refused]
+        if experiment._manifest is None:
+            experiment.warnings.append(f"{folder}: no checkpoint yet, the run starts from its beginning")
+        return experiment
+
+    def run(self) -> dict[str, object]:
+        """Run to the end and return the summary."""
+        summary: dict[str, object] = {}
+        for event in self.stream():
+            if isinstance(event, Finished):
+                summary = event.summary
+        return summary
+
+    def interrupt(self) -> None:
+        """Save and stop at the next opportunity; safe in a signal handler."""
+        self._interrupted = True
+        if self._session is not None:
+            self._session.interrupt()
+
+    def stream(self) -> Iterator[Event]:
+        """Every event of the run, the last one Finished. Closing the iterator early stops the run without saving."""
+        started = time.perf_counter()
+        device = choose_device(self.config.device)
+        spec = probe_spec(self.config.env, self._factory)
+        num_threads = set_up_torch(self.config, spec)
+        blueprint = self._blueprint(spec, device)
+        engine = load_engine(self.config)
+        self._prepare_run_dir()
+        strategy = load_plugin("strategy", self.config.strategy.name)
+        try:
+            session = Session(self.config, blueprint, engine, strategy.run, self.run_dir, self._manifest)
+            self._session = session
+            if self._interrupted:
+                session.interrupt()
+            yield from session.stream()
+            yield Finished(self._finish(session, started, num_threads))
+        finally:
+            engine.close()
+
+    def describe(self) -> str:
+        """What the run will need, in one line, before it starts: replay size and memory."""
+        from qfleet.replay.storage import required_bytes
+
+        spec = probe_spec(self.config.env, self._factory)
+        capacity = self.config.replay.capacity
+        megabytes = required_bytes(capacity, spec) / 1e6
+        return f"replay: {capacity:,} transitions, {megabytes:,.1f} MB"
+
+    def _blueprint(self, spec: EnvSpec, device: str) -> Blueprint:
+        blueprint = dataclasses.replace(make_blueprint(self.config, spec, device), env_factory=self._factory)
+        if self._manifest is not None:
+            mine = {"obs_shape": list(spec.obs_shape), "obs_dtype": spec.obs_dtype, "num_actions": spec.num_actions}
+            theirs = {key: self._manifest.spec[key] for key in mine}
+            theirs["obs_shape"] = list(theirs["obs_shape"])  # type: ignore[call-overload]
+            if mine != theirs:
+                raise CheckpointError(f"{self.run_dir}: the checkpoint is of another environment: {theirs}, now {mine}")
+        source = self.config.init.from_run
+        if source is None or self._manifest is not None:
+            return blueprint
+        _, _, snapshot, _ = read_policy(Path(source) / "best")
+        return dataclasses.replace(blueprint, initial=dataclasses.replace(snapshot, version=0))
+
+    def _prepare_run_dir(self) -> None:
+        if not self._is_resumed and self.run_dir.exists() and any(self.run_dir.iterdir()):
+            raise UsageError(
+                f"{self.run_dir}: this directory is not empty; continue it with --resume {self.run_dir}, "
+                "or choose another --run-dir"
+            )
+        write_file(self.run_dir, "config.toml", self.config.to_toml().encode())
+
+    def _finish(self, session: Session, started: float, num_threads: int) -> dict[str, object]:
+        counters, tracker, schedule = session.control.counters, session.tracker, session.schedule
+        env_steps_per_second, updates_per_second = tracker.rates()
+        interrupted = session.stop_reason == "interrupted"
+        summary: dict[str, object] = {
+            "run_dir": str(self.run_dir),
+            "env": self.config.env.id,
+            "algo": self.config.algo.name,
+            "strategy": self.config.strategy.name,
+            "engine": self.config.engine.name,
+            "seed": self.config.seed,
+            "stop_reason": session.stop_reason,
+            "num_env_steps": counters.num_env_steps,
+            "num_updates": counters.num_updates,
+            "num_episodes": tracker.num_episodes,
+            "train_seconds": tracker.train_seconds,
+            "reached": schedule.env_steps_to_threshold is not None,
+            "target_return": session.target_return,
+            "env_steps_to_threshold": schedule.env_steps_to_threshold,
+            "seconds_to_threshold": schedule.seconds_to_threshold,
+            "validation_return": schedule.best_return,
+            "eval": None if interrupted else self._held_out(session),
+            "samples_per_insert_asked": self.config.replay.samples_per_insert,
+            "samples_per_insert_measured": tracker.samples_per_insert,
+            "env_steps_per_second": env_steps_per_second,
+            "updates_per_second": updates_per_second,
+            "num_threads": num_threads,
+            "parameters_sha256": session.parameters_sha256(),
+        }
+        summary["total_seconds"] = time.perf_counter() - started
+        write_file(self.run_dir, "summary.json", json.dumps(summary, indent=1).encode())
+        return summary
+
+    def _held_out(self, session: Session) -> dict[str, object]:
+        """The best policy's score on episode seeds that no decision has looked at."""
+        _, _, snapshot, _ = read_policy(self.run_dir / "best")
+        returns = session.evaluate(snapshot, self.config.evaluation.final_episodes, "held-out")
+        session.tracker.stop_clock()
+        return return_statistics(returns)
+
+
+def return_statistics(returns: list[float]) -> dict[str, object]:
+    """Mean, maximum, minimum, standard deviation and count of episode returns."""
+    return {
+        "mean_return": float(np.mean(returns)),
+        "max_return": float(np.max(returns)),
+        "min_return": float(np.min(returns)),
+        "std_return": float(np.std(returns)),
+        "episodes": len(returns),
+    }
+
+
+def choose_recipe(
+    env_id: str, name: str | None, overrides: list[tuple[str, object]], env: EnvFactory | None = None
+) -> Recipe:
+    """The recipe named, else the environment's own, else the default for its observations (vector or image).
+
+    Args:
+        env_id: the environment.
+        name: recipe name or TOML file.
+        overrides: dotted names and values; those of env.* matter for the probe.
+        env: a callable that makes the environment.
+    """
+    if name is not None:
+        return find_recipe(name)
+    own = recipe_for_env(env_id) if env is None else None
+    if own is not None:
+        return own
+    of_env = [(key, value) for key, value in overrides if key.startswith("env.")]
+    spec = probe_spec(build_config({}, [("env.id", env_id), *of_env]).env, env)
+    return find_recipe("image" if len(spec.obs_shape) >= 2 and spec.obs_dtype == "uint8" else "vector")
+
+
+def default_run_dir(config: RunConfig) -> Path:
+    """runs/<env>-<algo>-<time>-seed<seed>, not existing yet."""
+    env_id = re.sub(r"[^A-Za-z0-9.]+", "-", config.env.id or "env").strip("-")
+    stem = f"{env_id}-{config.algo.name}-{datetime.now():%Y%m%d-%H%M%S}-seed{config.seed}"
+    path, number = Path("runs") / stem, 2
+    while path.exists():
+        path, number = Path("runs") / f"{stem}-{number}", number + 1
+    return path
+
+
+def choose_device(wanted: str) -> str:
+    """cpu or cuda.
+
+    Raises:
+        UsageError: cuda was asked for and there is none.
+    """
+    if wanted == "cpu":
+        return "cpu"
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise UsageError("device = 'cuda': torch sees no CUDA device here; use --set device=cpu, or auto")
+    return "cuda" if available else "cpu"
+
+
+def set_up_torch(config: RunConfig, spec: EnvSpec) -> int:
+    """Set this process's thread count and flush denormals; returns the thread count.
+
+    Small networks lose more to a second thread's wake-up than it brings, so vectors get one thread, images all cores.
+    """
+    num_threads = config.num_threads
+    if num_threads == "auto":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        num_threads = cores if len(spec.obs_shape) >= 2 else 1
+    torch.set_num_threads(num_threads)
+    torch.set_flush_denormal(True)
+    return num_threads
+
+
+def load_engine(config: RunConfig) -> Engine:
+    """The engine that the configuration names."""
+    engine: Engine = load_plugin("engine", config.engine.name).Engine(config.engine, config.seed)
+    return engine

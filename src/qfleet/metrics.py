@@ -1,0 +1,95 @@
+"""What a run writes down while it goes: metrics.jsonl (the source of every curve) and TensorBoard events. Floor 6."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from qfleet.errors import QfleetError
+
+
+class MetricsWriter:
+    """Appends records, each one JSON object on a line.
+
+    Args:
+        run_dir: the run directory.
+        tensorboard: write TensorBoard events too, under run_dir/tensorboard.
+        offset: length in bytes that metrics.jsonl is cut to first; a resumed run drops what came after its checkpoint.
+    """
+
+    def __init__(self, run_dir: Path, *, tensorboard: bool, offset: int = 0) -> None:
+        self.path = run_dir / "metrics.jsonl"
+        self._file = self.path.open("ab")
+        self._file.truncate(offset)
+        self._file.seek(0, 2)
+        self._events = EventLog(run_dir / "tensorboard") if tensorboard else None
+
+    @property
+    def offset(self) -> int:
+        """Bytes written so far."""
+        return self._file.tell()
+
+    def write(self, kind: str, num_env_steps: int, values: dict[str, float | int | None]) -> None:
+        """One record; `kind` is "train", "evaluation" or "final".
+
+        Raises:
+            QfleetError: the disk is full.
+        """
+        record = {"kind": kind, "num_env_steps": num_env_steps, **values}
+        try:
+            self._file.write(json.dumps(record).encode() + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise QfleetError(f"cannot write {self.path}: {error.strerror or error}; free space and --resume") from error
+        if self._events is not None:
+            numbers = {f"{kind}/{name}": float(value) for name, value in values.items() if value is not None}
+            self._events.write(num_env_steps, numbers)
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+
+class EventLog:
+    """TensorBoard scalars, through TensorBoard's own record writer (torch's wrapper takes a second to import).
+
+    Args:
+        folder: the log directory.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._event: Any = Event
+        self._summary: Any = Summary
+        folder.mkdir(parents=True, exist_ok=True)
+        self._writer = EventFileWriter(str(folder))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Scalars by tag, at an env step."""
+        summary = self._summary(value=[self._summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
+        self._writer.add_event(self._event(wall_time=time.time(), step=step, summary=summary))
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._writer.close()
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """All records of a run; a last line that was cut off by a crash is left out."""
+    records = []
+    path = run_dir / "metrics.jsonl"
+    if not path.exists():
+        return []
+    for line in path.read_text("utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records

@@ -1,0 +1,105 @@
+"""A network's parameters as one contiguous float32 vector, its gradient as another, its float buffers as a third.
+
+The module holds views of them, so push, pull, averaging, clipping, the optimizer step and the checkpoint are vector
+operations. The layout's hash travels with every snapshot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qfleet.errors import CheckpointError, UsageError
+from qfleet.types import ParamSnapshot
+
+
+class FlatNetwork:
+    """A module together with the vectors that its parameters, gradients and float buffers are views of.
+
+    Attributes:
+        module: the network; call it through `network(obs)`.
+        vector: float32 [P], all parameters in the order of `module.named_parameters()`.
+        gradient: float32 [P], filled by `backward`; None for a network that is never trained (a target, an actor).
+        buffers: float32 [F], all floating-point buffers.
+        layout_hash: SHA-256 over names and shapes.
+
+    Raises:
+        UsageError: the module has no parameters, or one that is not floating point.
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device | str = "cpu", *, trainable: bool = True) -> None:
+        self.module = module.to(device=device, dtype=torch.float32)
+        named = list(self.module.named_parameters())
+        if not named:
+            raise UsageError(f"network {type(module).__name__} has no parameters to train")
+        parameters = [parameter for _, parameter in named]
+        self.vector = torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
+        self.gradient = torch.zeros_like(self.vector) if trainable else None
+        offset = 0
+        for parameter in parameters:
+            end = offset + parameter.numel()
+            parameter.data = self.vector[offset:end].view(parameter.shape)
+            parameter.requires_grad_(trainable)
+            if self.gradient is not None:
+                parameter.grad = self.gradient[offset:end].view(parameter.shape)
+            offset = end
+        self._buffer_list = [value for _, value in self.module.named_buffers() if value.is_floating_point()]
+        self.buffers = torch.cat([torch.zeros(0, device=device)] + [value.reshape(-1) for value in self._buffer_list])
+        offset = 0
+        for value in self._buffer_list:
+            end = offset + value.numel()
+            value.set_(self.buffers[offset:end].view(value.shape))  # type: ignore[call-overload]
+            offset = end
+        self.layout_hash = layout_hash(self.module)
+
+    @property
+    def num_parameters(self) -> int:
+        """P, the length of the vector."""
+        return self.vector.numel()
+
+    def snapshot(self, version: int) -> ParamSnapshot:
+        """An immutable copy of parameters and buffers."""
+        vector = self.vector.detach().cpu().numpy().copy()
+        buffers = self.buffers.detach().cpu().numpy().copy()
+        vector.setflags(write=False)
+        buffers.setflags(write=False)
+        return ParamSnapshot(version=version, vector=vector, buffers=buffers, layout_hash=self.layout_hash)
+
+    def load(self, snapshot: ParamSnapshot) -> None:
+        """Take over a snapshot's parameters and buffers.
+
+        Raises:
+            CheckpointError: the snapshot is of another layout.
+        """
+        if snapshot.layout_hash != self.layout_hash:
+            raise CheckpointError(
+                f"parameters of another network: layout {snapshot.layout_hash[:12]} with {len(snapshot.vector)} values, "
+                f"this one is {self.layout_hash[:12]} with {self.num_parameters}; use the same network and algorithm"
+            )
+        self.copy_from(np.asarray(snapshot.vector), np.asarray(snapshot.buffers))
+
+    def copy_from(self, vector: np.ndarray, buffers: np.ndarray) -> None:
+        """Copy raw vectors in (float32 [P], float32 [F])."""
+        self.vector.copy_(_as_tensor(vector))
+        self.buffers.copy_(_as_tensor(buffers))
+
+
+def layout_hash(module: nn.Module) -> str:
+    """SHA-256 of the names and shapes of all parameters and float buffers, in order."""
+    layout = [(name, list(value.shape)) for name, value in module.named_parameters()]
+    layout += [(name, list(value.shape)) for name, value in module.named_buffers() if value.is_floating_point()]
+    return hashlib.sha256(json.dumps(layout).encode()).hexdigest()
+
+
+def vector_sha256(vector: np.ndarray) -> str:
+    """SHA-256 of a parameter vector's bytes (float32, little endian)."""
+    return hashlib.sha256(np.ascontiguousarray(vector, dtype="<f4").tobytes()).hexdigest()
+
+
+def _as_tensor(values: np.ndarray) -> Tensor:
+    # A read-only array must not become a writable tensor; the copy is of a vector and happens once per pull.
+    return torch.from_numpy(values if values.flags.writeable else values.copy())

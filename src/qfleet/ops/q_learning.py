@@ -1,0 +1,69 @@
+"""One-step and n-step Q-learning targets and errors.
+
+The learner computes them between a sample from replay and the gradient. Shapes: B batch, A actions.
+Watkins and Dayan (1992); van Hasselt et al. (2016, double); Mnih et al. (2015, the clipped error).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def select_action_values(q_values_BA: Tensor, action_B: Tensor) -> Tensor:
+    """Q(s, a) of the actions taken. float [B, A], int64 [B] -> float [B]."""
+    _assert_rank(q_values_BA, 2)
+    _assert_rank(action_B, 1)
+    return q_values_BA.gather(1, action_B.unsqueeze(1)).squeeze(1)
+
+
+def mask_illegal(q_values_BA: Tensor, action_mask_BA: Tensor | None) -> Tensor:
+    """Q-values with illegal actions at minus infinity. mask: bool [B, A], True = legal; None changes nothing."""
+    if action_mask_BA is None:
+        return q_values_BA
+    return q_values_BA.masked_fill(~action_mask_BA, -torch.inf)
+
+
+def max_value(next_q_values_BA: Tensor, next_action_mask_BA: Tensor | None = None) -> Tensor:
+    """max_a Q(s', a) over the legal actions. float [B, A] -> float [B]."""
+    _assert_rank(next_q_values_BA, 2)
+    return mask_illegal(next_q_values_BA, next_action_mask_BA).amax(dim=1)
+
+
+def double_q_value(
+    next_q_target_BA: Tensor, next_q_online_BA: Tensor, next_action_mask_BA: Tensor | None = None
+) -> Tensor:
+    """Q_target(s', argmax_a Q_online(s', a)): one network chooses, the other one values.
+
+    van Hasselt, Guez, Silver (2016), equation 4. float [B, A] twice -> float [B].
+    """
+    _assert_rank(next_q_target_BA, 2)
+    _assert_rank(next_q_online_BA, 2)
+    best_B = mask_illegal(next_q_online_BA, next_action_mask_BA).argmax(dim=1)
+    return select_action_values(next_q_target_BA, best_B)
+
+
+def bootstrapped_target(reward_B: Tensor, discount_B: Tensor, next_value_B: Tensor) -> Tensor:
+    """G = R + discount * V(s'), where discount is gamma^k after k steps and 0 after a termination.
+
+    A terminal state may have no legal action and thus a value of minus infinity; 0 * inf would be NaN, so a zero
+    discount drops the value instead of multiplying it. float [B] each -> float [B].
+    """
+    _assert_rank(reward_B, 1)
+    _assert_rank(discount_B, 1)
+    _assert_rank(next_value_B, 1)
+    return reward_B + torch.where(discount_B == 0, 0.0, discount_B * next_value_B)
+
+
+def huber(error: Tensor, delta: float) -> Tensor:
+    """0.5 e^2 for |e| <= delta, delta (|e| - 0.5 delta) beyond (Huber 1964). Elementwise."""
+    return torch.nn.functional.huber_loss(error, torch.zeros_like(error), reduction="none", delta=delta)
+
+
+def half_square(error: Tensor) -> Tensor:
+    """0.5 e^2, so that its gradient is the error itself. Elementwise."""
+    return 0.5 * error.square()
+
+
+def _assert_rank(value: Tensor, rank: int) -> None:
+    assert value.dim() == rank, f"expected rank {rank}, got shape {tuple(value.shape)}"

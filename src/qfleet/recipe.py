@@ -1,0 +1,228 @@
+"""Recipes: a complete, checked configuration from a TOML file, the environment's name and the user's overrides.
+
+Algorithms, strategies and engines bring their own sections; they are found by module name, so adding a file adds a
+choice. Floor 6.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import pkgutil
+import tomllib
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from types import ModuleType
+from typing import Literal
+
+import tomli_w
+from pydantic import SerializeAsAny, field_validator
+
+from qfleet.algos.base import AlgorithmConfig
+from qfleet.config import (
+    CheckpointConfig,
+    EvaluationConfig,
+    InitConfig,
+    LoggingConfig,
+    NonNegativeInt,
+    PositiveInt,
+    ReplayConfig,
+    Section,
+    StopConfig,
+    did_you_mean,
+    parse_section,
+)
+from qfleet.engines.base import EngineConfig
+from qfleet.envs.config import EnvConfig
+from qfleet.errors import ConfigError, UsageError
+from qfleet.networks.torso import NetworkConfig
+from qfleet.strategies.base import StrategyConfig
+
+# Tables that a plain word may stand for: `--set network=my.nets:MyNet` sets network.kind.
+SHORTHANDS = {
+    "env": "id",
+    "algo": "name",
+    "strategy": "name",
+    "engine": "name",
+    "network": "kind",
+    "algo.optimizer": "name",
+    "algo.exploration": "kind",
+    "init": "from",
+}
+PLUGIN_SECTIONS = {"algo": ("qfleet.algos", "dqn"), "strategy": ("qfleet.strategies", "serial"), "engine": ("qfleet.engines", "inline")}
+
+
+class RunConfig(Section):
+    """All of a run. `device` is cpu, cuda or auto; `num_threads` is torch's per process, "auto" by kind of network."""
+
+    seed: NonNegativeInt = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    num_threads: PositiveInt | Literal["auto"] = "auto"
+    env: EnvConfig = EnvConfig()
+    algo: SerializeAsAny[AlgorithmConfig]
+    network: NetworkConfig = NetworkConfig()
+    strategy: SerializeAsAny[StrategyConfig]
+    engine: SerializeAsAny[EngineConfig]
+    replay: ReplayConfig = ReplayConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    stop: StopConfig = StopConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    logging: LoggingConfig = LoggingConfig()
+    init: InitConfig = InitConfig()
+
+    @field_validator("replay")
+    @classmethod
+    def _room_before_start(cls, value: ReplayConfig) -> ReplayConfig:
+        if value.min_transitions > value.capacity:
+            raise ValueError(f"min_transitions {value.min_transitions} is above capacity {value.capacity}")
+        return value
+
+    def to_toml(self) -> str:
+        """The complete configuration; reading it back gives an equal one."""
+        return tomli_w.dumps(self.model_dump(mode="json", by_alias=True, exclude_none=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A named starting point.
+
+    Attributes:
+        name: file name without .toml.
+        summary: its first comment line.
+        values: raw tables.
+    """
+
+    name: str
+    summary: str
+    values: dict[str, object]
+
+    @property
+    def env_id(self) -> str | None:
+        """The environment it was made for, None if it leaves that open."""
+        env = self.values.get("env", {})
+        value = env.get("id") if isinstance(env, dict) else None
+        return str(value) if value is not None else None
+
+
+def list_plugins(section: str) -> list[str]:
+    """Names that [algo], [strategy] or [engine] may take: the modules in that folder."""
+    package = importlib.import_module(PLUGIN_SECTIONS[section][0])
+    return sorted(info.name for info in pkgutil.iter_modules(package.__path__) if info.name != "base")
+
+
+def load_plugin(section: str, name: str) -> ModuleType:
+    """The module of an algorithm, strategy or engine.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    names = list_plugins(section)
+    if name not in names:
+        raise ConfigError(f"{section}.name = {name!r}: no such {section}; {did_you_mean(name, names)}")
+    return importlib.import_module(f"{PLUGIN_SECTIONS[section][0]}.{name}")
+
+
+def list_recipes() -> list[Recipe]:
+    """The recipes that come with qfleet."""
+    folder = resources.files("qfleet.recipes")
+    paths = sorted((path for path in folder.iterdir() if path.name.endswith(".toml")), key=lambda path: path.name)
+    return [_parse_recipe(path.name.removesuffix(".toml"), path.read_text("utf-8")) for path in paths]
+
+
+def find_recipe(name: str) -> Recipe:
+    """A recipe by name, or by the path of a TOML file.
+
+    Raises:
+        UsageError: no such recipe, no such file, or not TOML.
+    """
+    recipes = {recipe.name: recipe for recipe in list_recipes()}
+    if name in recipes:
+        return recipes[name]
+    path = Path(name)
+    if path.suffix != ".toml":
+        raise UsageError(f"recipe {name!r}: no such recipe; {did_you_mean(name, list(recipes))}, or give a .toml file")
+    try:
+        return _parse_recipe(path.stem, path.read_text("utf-8"), where=name)
+    except OSError as error:
+        raise UsageError(f"recipe {name}: {error.strerror or error}") from None
+
+
+def recipe_for_env(env_id: str) -> Recipe | None:
+    """The recipe made for this environment, if there is one."""
+    return next((recipe for recipe in list_recipes() if recipe.env_id == env_id), None)
+
+
+def build_config(values: dict[str, object], overrides: list[tuple[str, object]]) -> RunConfig:
+    """Check a recipe's tables with the user's overrides on top.
+
+    Args:
+        values: raw tables.
+        overrides: dotted names and values, applied in order.
+
+    Raises:
+        ConfigError: naming the field, the value and the fix.
+    """
+    raw = copy.deepcopy(values)
+    for key, value in overrides:
+        apply_override(raw, key, value)
+    for section, (_, default) in PLUGIN_SECTIONS.items():
+        table = raw.get(section, {})
+        table = {"name": table} if isinstance(table, str) else table
+        if not isinstance(table, dict):
+            raise ConfigError(f"{section} = {table!r}: this is a table, or a name")
+        module = load_plugin(section, str(table.get("name", default)))
+        raw[section] = parse_section(module.Config, table, section)
+    if isinstance(raw.get("network"), str):
+        raw["network"] = {"kind": raw["network"]}
+    return parse_section(RunConfig, raw, "")
+
+
+def apply_override(raw: dict[str, object], key: str, value: object) -> None:
+    """Set one dotted name in raw tables, in place."""
+    if key in SHORTHANDS and isinstance(value, str):
+        key = f"{key}.{SHORTHANDS[key]}"
+    *path, last = key.split(".")
+    table = raw
+    for part in path:
+        inner = table.get(part)
+        if isinstance(inner, str):  # a shorthand in the recipe itself
+            inner = {SHORTHANDS.get(part, "name"): inner}
+        elif not isinstance(inner, dict):
+            inner = {}
+        table[part] = inner
+        table = inner
+    table[last] = value
+
+
+def parse_override(text: str) -> tuple[str, object]:
+    """`key=value` from the command line; the value is TOML where it can be read so, else a string.
+
+    Raises:
+        UsageError: there is no "=" or no key.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UsageError(f"--set {text}: write key=value, for example --set algo.learning_rate=0.001")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
+
+
+def read_config(path: Path) -> RunConfig:
+    """A run's config.toml.
+
+    Raises:
+        UsageError, ConfigError: missing, not TOML, or not valid.
+    """
+    return build_config(find_recipe(str(path)).values, [])
+
+
+def _parse_recipe(name: str, text: str, where: str | None = None) -> Recipe:
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"recipe {where or name}: not TOML: {error}") from None
+    first = text.lstrip().splitlines()[0] if text.strip() else ""
+    return Recipe(name, first.removeprefix("#").strip() if first.startswith("#") else "", values)

@@ -1,0 +1,204 @@
+"""A ring of transitions, one packed row each: the middle of a transition's path, between actor and learner.
+
+A row holds everything of its transition side by side, so that drawing one costs one visit to memory. Rows are named
+by keys, the global numbers of their insertion; a key goes stale when its slot is written again (the ring of
+Mnih et al., 2015, with generations).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qfleet.errors import ConfigError
+from qfleet.replay.memory import check_memory
+from qfleet.types import Array, BoolArray, EnvSpec, IntArray, Transitions
+
+_ROW_ALIGNMENT = 8  # so that each column of a block of rows has strides that are multiples of its item size
+
+
+def row_dtype(spec: EnvSpec) -> np.dtype[Any]:
+    """The packed row of one transition: named fields at aligned offsets, padded to 8 bytes.
+
+    Fields: reward and discount float32, obs and next_obs [*O] of the environment's dtype, action as the smallest
+    unsigned integer that holds A - 1, next_action_mask bool [A] only where the environment has masks.
+    """
+    obs = np.dtype(spec.obs_dtype)
+    columns: list[tuple[str, Any, tuple[int, ...]]] = [
+        ("reward", np.dtype(np.float32), ()),
+        ("discount", np.dtype(np.float32), ()),
+        ("obs", obs, spec.obs_shape),
+        ("next_obs", obs, spec.obs_shape),
+        ("action", np.min_scalar_type(max(spec.num_actions - 1, 0)), ()),
+    ]
+    if spec.has_action_mask:
+        columns.append(("next_action_mask", np.dtype(np.bool_), (spec.num_actions,)))
+    offsets, end = [], 0
+    for _, dtype, shape in columns:
+        offsets.append(_round_up(end, dtype.itemsize))
+        end = offsets[-1] + dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+    return np.dtype(
+        {
+            "names": [name for name, _, _ in columns],
+            "formats": [(dtype, shape) for _, dtype, shape in columns],
+            "offsets": offsets,
+            "itemsize": _round_up(end, _ROW_ALIGNMENT),
+        }
+    )
+
+
+def required_bytes(capacity: int, spec: EnvSpec) -> int:
+    """Bytes that a full ring of `capacity` transitions of this environment takes; allocates nothing."""
+    return capacity * row_dtype(spec).itemsize
+
+
+class RingStorage:
+    """Preallocated rows for `capacity` transitions; the newest overwrite the oldest.
+
+    Keys are insertion numbers: `key % capacity` is the slot, and a key is live while
+    `first_live_key <= key < num_inserted`.
+
+    Args:
+        capacity: most transitions kept, at least 1.
+        spec: shapes and dtypes of the environment.
+
+    Attributes:
+        rows: uint8 [capacity, row_bytes].
+        num_inserted: transitions inserted since the beginning, overwritten ones included.
+
+    Raises:
+        ConfigError: capacity is below 1, or the full ring does not fit into memory.
+    """
+
+    def __init__(self, capacity: int, spec: EnvSpec) -> None:
+        if capacity < 1:
+            raise ConfigError(f"replay.capacity: {capacity} is not a size; give at least 1")
+        check_memory(capacity, required_bytes(capacity, spec))
+        self.capacity = capacity
+        self.spec = spec
+        self.dtype = row_dtype(spec)
+        self.rows: npt.NDArray[np.uint8] = np.zeros((capacity, self.dtype.itemsize), np.uint8)
+        self.num_inserted = 0
+        self._first_key = 0  # above 0 only after loading from a smaller ring: older keys were never here
+        self._records = self.rows.view(self.dtype)[:, 0]
+        # Views made once: an insertion is then one slice assignment per column.
+        self._obs: Array = self._records["obs"]
+        self._next_obs: Array = self._records["next_obs"]
+        self._action: Array = self._records["action"]
+        self._reward: Array = self._records["reward"]
+        self._discount: Array = self._records["discount"]
+        self._mask: Array | None = self._records["next_action_mask"] if spec.has_action_mask else None
+
+    def __len__(self) -> int:
+        return self.num_inserted - self.first_live_key
+
+    @property
+    def first_live_key(self) -> int:
+        """The oldest key whose row is still here; equals `num_inserted` while empty."""
+        return max(self._first_key, self.num_inserted - self.capacity)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one packed row, a multiple of 8."""
+        return self.dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the full ring."""
+        return self.rows.nbytes
+
+    def insert(self, transitions: Transitions) -> IntArray:
+        """Writes N transitions over the oldest rows.
+
+        Actions must lie in [0, A): they are narrowed without a check. Of more than `capacity` transitions the last
+        ones stay, and the keys of the others are stale at once.
+
+        Returns:
+            int64 [N], the keys: `num_inserted` onwards, in order.
+
+        Raises:
+            ValueError: an observation or mask has another shape or dtype than the environment's.
+        """
+        num, first = len(transitions.action), self.num_inserted
+        self._check(transitions, num)
+        start = first % self.capacity
+        if num <= self.capacity - start:
+            self._write(slice(start, start + num), transitions, slice(0, num))
+        else:
+            begin = max(num - self.capacity, 0)
+            while begin < num:
+                start = (first + begin) % self.capacity
+                end = min(num, begin + self.capacity - start)
+                self._write(slice(start, start + end - begin), transitions, slice(begin, end))
+                begin = end
+        self.num_inserted = first + num
+        return np.arange(first, first + num)
+
+    def gather(self, slots: IntArray) -> Transitions:
+        """Copies the rows of `slots` (int64 [B], in [0, capacity)) into one block and returns views of its columns.
+
+        The columns other than `action` share that block: writable, strided, fit for `torch.from_numpy`.
+        """
+        return self.transitions_of(self._records.take(slots))
+
+    def transitions_of(self, records: Array) -> Transitions:
+        """The columns of a block of rows (`dtype` [B]) as transitions; only `action` is copied, to int64."""
+        return Transitions(
+            obs=records["obs"],
+            action=records["action"].astype(np.int64),
+            reward=records["reward"],
+            discount=records["discount"],
+            next_obs=records["next_obs"],
+            next_action_mask=None if self._mask is None else records["next_action_mask"],
+        )
+
+    def is_live(self, keys: IntArray) -> BoolArray:
+        """bool [B]: whether the row that each key (int64 [B]) names is still here."""
+        live: BoolArray = (keys >= self.first_live_key) & (keys < self.num_inserted)
+        return live
+
+    def slots_of(self, keys: IntArray) -> IntArray:
+        """int64 [B], the slots of `keys` (int64 [B]); meaningful for live keys only."""
+        return keys % self.capacity
+
+    def columns(self) -> dict[str, Array]:
+        """Writable views [capacity, ...] of the columns by field name, in slot order; for saving and loading."""
+        return {name: self._records[name] for name in self.dtype.names or ()}
+
+    def restore_counters(self, first_key: int, num_inserted: int) -> None:
+        """Declares that exactly the rows of keys `first_key` to `num_inserted` - 1 are here (loading a save).
+
+        Raises:
+            ValueError: the range is not one that this ring can hold.
+        """
+        if not 0 <= first_key <= num_inserted or num_inserted - first_key > self.capacity:
+            raise ValueError(f"keys {first_key} to {num_inserted} do not fit into {self.capacity} slots")
+        self._first_key, self.num_inserted = first_key, num_inserted
+
+    def _write(self, slots: slice, transitions: Transitions, part: slice) -> None:
+        self._obs[slots] = transitions.obs[part]
+        self._next_obs[slots] = transitions.next_obs[part]
+        self._action[slots] = transitions.action[part]
+        self._reward[slots] = transitions.reward[part]
+        self._discount[slots] = transitions.discount[part]
+        if self._mask is not None and transitions.next_action_mask is not None:
+            self._mask[slots] = transitions.next_action_mask[part]
+
+    def _check(self, transitions: Transitions, num: int) -> None:
+        # Assignment to a slice would broadcast and cast in silence, and train on nonsense.
+        shape, dtype = (num, *self.spec.obs_shape), self._obs.dtype
+        for name in ("obs", "next_obs"):
+            value = getattr(transitions, name)
+            if value.shape != shape or value.dtype != dtype:
+                raise ValueError(f"{name} must be {dtype} {list(shape)}, got {value.dtype} {list(value.shape)}")
+        if not len(transitions.reward) == len(transitions.discount) == num:
+            raise ValueError(f"reward and discount must have {num} entries, one per action")
+        mask = transitions.next_action_mask
+        if self._mask is not None and (mask is None or mask.shape != (num, self.spec.num_actions)):
+            raise ValueError(f"next_action_mask must be bool [{num}, {self.spec.num_actions}]")
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

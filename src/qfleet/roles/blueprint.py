@@ -1,0 +1,87 @@
+"""Everything a role needs to build itself, wherever an engine puts it."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import gymnasium as gym
+import torch
+
+from qfleet.algos.base import Algorithm, AlgorithmConfig
+from qfleet.config import ReplayConfig
+from qfleet.envs.config import EnvConfig
+from qfleet.envs.make import make_env_batch
+from qfleet.envs.vector import EnvBatch
+from qfleet.networks.flat import FlatNetwork
+from qfleet.networks.torso import NetworkConfig
+from qfleet.replay.buffer import Replay
+from qfleet.replay.uniform import UniformReplay
+from qfleet.seeding import derive_generator, derive_seed
+from qfleet.types import EnvSpec, ParamSnapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Blueprint:
+    """The run's plan for its roles; it travels by value.
+
+    Attributes:
+        env, env_factory: what to step; the factory, if any, wins over env.id.
+        spec: the environment's facts, probed once by the experiment.
+        algo_name, algo: module name under qfleet.algos, and its section.
+        network, replay: their sections.
+        seed: the run's seed; roles derive theirs from it by name.
+        device: "cpu" or "cuda".
+        initial: the first weights, or None for fresh ones.
+    """
+
+    env: EnvConfig
+    env_factory: Callable[[], gym.Env] | None
+    spec: EnvSpec
+    algo_name: str
+    algo: AlgorithmConfig
+    network: NetworkConfig
+    replay: ReplayConfig
+    seed: int
+    device: str = "cpu"
+    initial: ParamSnapshot | None = None
+
+    def build_algorithm(self) -> Algorithm:
+        """The algorithm with its settings."""
+        module = importlib.import_module(f"qfleet.algos.{self.algo_name}")
+        algorithm: Algorithm = module.Algorithm(self.algo)
+        return algorithm
+
+    def build_network(self, *, trainable: bool = True) -> FlatNetwork:
+        """A network with the run's first weights: the same ones in every role."""
+        # torch's initialisers know only the global generator, so it is borrowed and given back.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(self.seed, "network"))
+            module = self.build_algorithm().build_network(self.network, self.spec)
+        network = FlatNetwork(module, self.device, trainable=trainable)
+        if self.initial is not None:
+            network.load(self.initial)
+        return network
+
+    def build_envs(self, num_envs: int | None = None) -> EnvBatch:
+        """A batch of environments; as many as the config says unless told otherwise."""
+        return make_env_batch(self.env, num_envs=num_envs, factory=self.env_factory)
+
+    def build_replay(self, name: str) -> Replay:
+        """An empty replay of the configured kind for the role called `name`."""
+        generator = derive_generator(self.seed, name, "replay")
+        if self.replay.sampler == "uniform":
+            return UniformReplay(self.replay.capacity, self.spec, generator)
+        from qfleet.replay.prioritized import PrioritizedReplay  # loads numba, which a uniform replay can do without
+
+        return PrioritizedReplay(self.replay.capacity, self.spec, generator, self.replay.priority_exponent)
+
+
+def copy_network(network: FlatNetwork) -> FlatNetwork:
+    """A frozen twin with its own vectors (a target network)."""
+    twin = FlatNetwork(copy.deepcopy(network.module), network.vector.device, trainable=False)
+    if network.layout_hash != twin.layout_hash:
+        raise AssertionError("a copy has another layout")
+    return twin

@@ -1,0 +1,165 @@
+"""Learner: from a sample to a gradient to the next parameter version, with the target network beside the optimizer.
+
+Replay's probabilities become importance weights here and nowhere else (Schaul et al. 2016).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from qfleet.algos.base import Batch, LossOutput
+from qfleet.errors import DivergenceError
+from qfleet.networks.flat import FlatNetwork
+from qfleet.networks.noisy import noisy_layers
+from qfleet.networks.optimizer import VectorOptimizer
+from qfleet.ops.importance import importance_weights
+from qfleet.ops.optimizers import clip_scale
+from qfleet.ops.schedules import linear
+from qfleet.roles.blueprint import Blueprint, copy_network
+from qfleet.seeding import derive_seed
+from qfleet.types import FloatArray, ParamSnapshot, Sample
+
+
+class Learner:
+    """Online and target network, optimizer, version.
+
+    Args:
+        blueprint: the run's plan.
+        name: the role's name, for its seeds.
+
+    Attributes:
+        online, target: the two networks, each one flat vector.
+        version: updates applied so far.
+        loss, mean_value, gradient_norm: scalars of the last update.
+    """
+
+    def __init__(self, blueprint: Blueprint, name: str) -> None:
+        self.config = blueprint.algo
+        self.replay_config = blueprint.replay
+        self.algorithm = blueprint.build_algorithm()
+        self.online: FlatNetwork = blueprint.build_network()
+        self.target: FlatNetwork = copy_network(self.online)
+        self.optimizer = VectorOptimizer(self.config.optimizer, self.config.learning_rate, self.online.vector)
+        self.version = 0
+        self.loss = self.mean_value = self.gradient_norm = 0.0
+        self.noise_generator = torch.Generator().manual_seed(derive_seed(blueprint.seed, name, "learner-noise"))
+        self._noisy_layers = noisy_layers(self.online.module) + noisy_layers(self.target.module)
+        self._observe = getattr(getattr(self.online.module, "torso", None), "observe", None)
+        self._device = self.online.vector.device
+
+    def learn(self, sample: Sample) -> FloatArray:
+        """One update from one sample; returns |TD error| of its transitions, float32 [B].
+
+        Raises:
+            DivergenceError: loss or gradient is NaN or infinite; parameters are left as they were.
+        """
+        priority = self.gradient(sample)
+        self.apply()
+        return priority
+
+    def gradient(self, sample: Sample) -> FloatArray:
+        """Fill the gradient vector from a sample, clipped; returns |TD error|, float32 [B]."""
+        vector = self.online.gradient
+        assert vector is not None
+        for layer in self._noisy_layers:
+            layer.resample(self.noise_generator)
+        batch = Batch.of(sample.transitions, self._device)
+        if self._observe is not None and self.online.buffers.numel():
+            self._observe(batch.obs)
+            self.target.buffers.copy_(self.online.buffers)
+        vector.zero_()
+        output = self.algorithm.loss(self.online.module, self.target.module, batch, self._weights(sample))
+        output.loss.backward()  # type: ignore[no-untyped-call]
+        self._check_and_clip(output, vector, sample)
+        return output.priority.cpu().numpy()
+
+    def apply(self) -> None:
+        """Step the optimizer on the gradient vector and let the target follow; the version grows by one."""
+        vector = self.online.gradient
+        assert vector is not None
+        self.optimizer.step(vector, self.version)
+        self.version += 1
+        if self.config.target_update == "soft":
+            self.target.vector.lerp_(self.online.vector, self.config.target_tau)
+        elif self.version % self.config.target_period_updates == 0:
+            self.target.vector.copy_(self.online.vector)
+
+    def snapshot(self) -> ParamSnapshot:
+        """The online parameters as an immutable copy.
+
+        Raises:
+            DivergenceError: a parameter is NaN or infinite.
+        """
+        snapshot = self.online.snapshot(self.version)
+        if not np.isfinite(snapshot.vector).all():
+            raise DivergenceError(f"a parameter is NaN or infinite after update {self.version}; lower algo.learning_rate")
+        return snapshot
+
+    def _weights(self, sample: Sample) -> torch.Tensor | None:
+        replay = self.replay_config
+        if replay.sampler == "uniform":
+            return None
+        exponent = linear(
+            replay.importance_exponent_start,
+            replay.importance_exponent_end,
+            replay.importance_anneal_updates,
+            self.version,
+        )
+        weights = importance_weights(sample.probabilities, sample.num_transitions, exponent)
+        return torch.from_numpy(weights).to(self._device)
+
+    def _check_and_clip(self, output: LossOutput, vector: torch.Tensor, sample: Sample) -> None:
+        loss = float(output.loss.detach())
+        norm = float(torch.linalg.vector_norm(vector))
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise DivergenceError(describe_divergence(self.version + 1, loss, norm, sample))
+        if self.config.optimizer.max_grad_norm is not None:
+            scale = clip_scale(norm, self.config.optimizer.max_grad_norm)
+            if scale < 1.0:
+                vector.mul_(scale)
+        self.loss, self.mean_value, self.gradient_norm = loss, float(output.mean_value), norm
+
+    def state_dict(self) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+        """Arrays and JSON values that continue this learner exactly."""
+        arrays = {
+            "online": self.online.vector.cpu().numpy(),
+            "online_buffers": self.online.buffers.cpu().numpy(),
+            "target": self.target.vector.cpu().numpy(),
+            "target_buffers": self.target.buffers.cpu().numpy(),
+            "moments": self.optimizer.moments.cpu().numpy(),
+            "learner_noise": self.noise_generator.get_state().numpy(),
+        }
+        return arrays, {
+            "version": self.version,
+            "optimizer_steps": self.optimizer.num_steps,
+            "layout_hash": self.online.layout_hash,
+        }
+
+    def load_state_dict(self, arrays: dict[str, np.ndarray], values: dict[str, object]) -> None:
+        """Continue from `state_dict`.
+
+        Raises:
+            CheckpointError: the parameters are of another network.
+        """
+        version = int(str(values["version"]))
+        layout_hash = str(values["layout_hash"])
+        self.online.load(ParamSnapshot(version, arrays["online"], arrays["online_buffers"], layout_hash))
+        self.target.load(ParamSnapshot(version, arrays["target"], arrays["target_buffers"], layout_hash))
+        self.optimizer.moments.copy_(torch.from_numpy(arrays["moments"].copy()))
+        self.optimizer.num_steps = int(str(values["optimizer_steps"]))
+        self.noise_generator.set_state(torch.from_numpy(arrays["learner_noise"].copy()))
+        self.version = version
+
+
+def describe_divergence(num_update: int, loss: float, norm: float, sample: Sample) -> str:
+    """One line: which update, how it broke, the batch's range."""
+    transitions = sample.transitions
+    return (
+        f"learning diverged at update {num_update}: loss {loss}, gradient norm {norm}; its batch has "
+        f"rewards in [{transitions.reward.min():.4g}, {transitions.reward.max():.4g}] and observations in "
+        f"[{transitions.obs.min():.4g}, {transitions.obs.max():.4g}]; lower algo.learning_rate, or scale rewards "
+        "or observations"
+    )

@@ -1,0 +1,137 @@
+"""Worker: environments, local replay and a learner in one role. Serial training is one worker.
+
+    collect: actor -> n-step adder -> replay          train: replay -> learner -> parameters (and priorities back)
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from qfleet.errors import CheckpointError
+from qfleet.replay.segments import load_replay, save_replay
+from qfleet.roles.actor import Actor
+from qfleet.roles.blueprint import Blueprint
+from qfleet.roles.learner import Learner
+from qfleet.storage import read_verified, write_file
+from qfleet.types import Progress, Receipt, Reply, SavedFile
+
+
+class Worker:
+    """One self-sufficient trainer.
+
+    Args:
+        blueprint: the run's plan.
+        name: the role's name; its seeds and files are called after it.
+    """
+
+    def __init__(self, blueprint: Blueprint, name: str) -> None:
+        self.name = name
+        self.learner = Learner(blueprint, name)
+        self.actor = Actor(blueprint, name, self.learner.online)
+        self.replay = blueprint.build_replay(name)
+        self.batch_size = blueprint.algo.batch_size
+        self._is_prioritized = blueprint.replay.sampler == "prioritized"
+
+    def collect(self, progress: Progress, num_vector_steps: int) -> Receipt:
+        """Step the environments `num_vector_steps` times and insert what they gave."""
+        receipt = Receipt(version=self.learner.version)
+        started = time.perf_counter()
+        for _ in range(num_vector_steps):
+            transitions = self.actor.step(progress, receipt)
+            if len(transitions):
+                self.replay.insert(transitions)
+                receipt.num_inserted += len(transitions)
+        seconds = receipt.seconds
+        seconds["replay"] = time.perf_counter() - started - seconds["inference"] - seconds["environment"]
+        return receipt
+
+    def train(self, num_updates: int) -> Receipt:
+        """`num_updates` updates, each on a fresh sample of `algo.batch_size`."""
+        receipt = Receipt()
+        learner, replay = self.learner, self.replay
+        clock = time.perf_counter
+        learning = sampling = loss = value = 0.0
+        for _ in range(num_updates):
+            started = clock()
+            sample = replay.sample(self.batch_size)
+            sampled = clock()
+            priority = learner.learn(sample)
+            learned = clock()
+            if self._is_prioritized:
+                replay.update_priorities(sample.keys, priority.astype("float64"))
+            sampling += sampled - started + clock() - learned
+            learning += learned - sampled
+            loss += learner.loss
+            value += learner.mean_value
+        receipt.version = learner.version
+        receipt.num_updates = num_updates
+        receipt.num_samples = num_updates * self.batch_size
+        receipt.seconds = {"replay": sampling, "learner": learning}
+        receipt.metrics = {
+            "loss": loss / num_updates,
+            "mean_q": value / num_updates,
+            "grad_norm": learner.gradient_norm,
+        }
+        return receipt
+
+    def snapshot(self) -> Reply:
+        """The current parameters, as payload."""
+        return Reply(Receipt(version=self.learner.version), self.learner.snapshot())
+
+    def save(self, folder: str, tag: str, previous: list[SavedFile]) -> Receipt:
+        """Write this role's part of the checkpoint `tag`.
+
+        Args:
+            folder: the run's checkpoints folder.
+            tag: the checkpoint's name.
+            previous: this role's files in the previous checkpoint; replay segments among them are kept, not rewritten.
+        """
+        receipt = Receipt(version=self.learner.version)
+        flushed = self.actor.cut(tag)
+        if flushed is not None and len(flushed):
+            self.replay.insert(flushed)
+            receipt.num_inserted = len(flushed)
+        learner_arrays, learner_values = self.learner.state_dict()
+        actor_arrays, actor_values = self.actor.state_dict()
+        metadata = {"learner": json.dumps(learner_values), "actor": json.dumps(actor_values)}
+        state = save_tensors({**learner_arrays, **actor_arrays}, metadata)
+        root = Path(folder)
+        # The state comes first: `load` reads it as files[0], and the replay's files are all the others.
+        receipt.files = [write_file(root, f"{self.name}/state-{tag}.safetensors", state)]
+        replay_files = [_strip(self.name, file) for file in previous[1:]]
+        saved = save_replay(self.replay, root / self.name, replay_files, tag)
+        receipt.files += [SavedFile(f"{self.name}/{file.path}", file.num_bytes, file.sha256) for file in saved]
+        return receipt
+
+    def load(self, folder: str, tag: str, files: list[SavedFile]) -> Receipt:
+        """Continue from the files that `save` returned for the checkpoint `tag`.
+
+        Raises:
+            CheckpointError: a file does not fit this run; nothing is half loaded, for the run does not start.
+        """
+        root = Path(folder)
+        content = read_verified(root, files[0])
+        try:
+            arrays = load_tensors(content)
+            header_size = int.from_bytes(content[:8], "little")
+            metadata = json.loads(content[8 : 8 + header_size])["__metadata__"]
+            learner_values, actor_values = json.loads(metadata["learner"]), json.loads(metadata["actor"])
+        except Exception as error:
+            raise CheckpointError(f"{root / files[0].path}: not a state file of this version: {error}") from error
+        self.learner.load_state_dict(arrays, learner_values)
+        load_replay(self.replay, root / self.name, [_strip(self.name, file) for file in files[1:]])
+        self.actor.load_state_dict(arrays, actor_values, tag)
+        return Receipt(version=self.learner.version)
+
+    def close(self) -> None:
+        """Close the environments."""
+        self.actor.close()
+
+
+def _strip(name: str, file: SavedFile) -> SavedFile:
+    return SavedFile(file.path.removeprefix(f"{name}/"), file.num_bytes, file.sha256)

@@ -1,0 +1,120 @@
+"""Tracker: what a run has done so far, from its receipts; the numbers behind the progress line and the summary.
+
+The training clock stops while a validation runs in the same thread. Floor 6.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+import numpy as np
+
+from qfleet.ops.pacing import measured_samples_per_insert
+from qfleet.strategies.base import Counters
+from qfleet.types import Receipt
+
+RETURN_WINDOW = 100
+
+
+class Tracker:
+    """Counts, rates and shares of time of one run.
+
+    Args:
+        counters: the run's global counters (kept by the strategy).
+        min_transitions: inserts before the replay ratio counts.
+    """
+
+    def __init__(self, counters: Counters, min_transitions: int) -> None:
+        self.counters = counters
+        self.min_transitions = min_transitions
+        self.returns: deque[float] = deque(maxlen=RETURN_WINDOW)
+        self.num_episodes = 0
+        self.seconds: dict[str, float] = {}
+        self.metrics: dict[str, float] = {}
+        self._trained_before = 0.0
+        self._clock_started: float | None = None
+        # Rates count from the first update on, so that a warm-up without learning does not flatter them.
+        self._rate_origin: tuple[float, int, int] | None = None
+
+    def start_clock(self) -> None:
+        """Training goes on."""
+        self._clock_started = time.perf_counter()
+
+    def stop_clock(self) -> None:
+        """Training pauses (validation) or ends."""
+        self._trained_before = self.train_seconds
+        self._clock_started = None
+
+    @property
+    def train_seconds(self) -> float:
+        """Seconds of training, validation excluded."""
+        running = 0.0 if self._clock_started is None else time.perf_counter() - self._clock_started
+        return self._trained_before + running
+
+    @property
+    def samples_per_insert(self) -> float:
+        """The measured replay ratio."""
+        counters = self.counters
+        return measured_samples_per_insert(counters.num_inserted, counters.num_samples, self.min_transitions)
+
+    def add(self, receipt: Receipt) -> None:
+        """Take in what a call reports beside its counts."""
+        if receipt.episode_returns:
+            self.returns.extend(receipt.episode_returns)
+            self.num_episodes += len(receipt.episode_returns)
+        seconds = self.seconds
+        for activity, value in receipt.seconds.items():
+            seconds[activity] = seconds.get(activity, 0.0) + value
+        if receipt.metrics:
+            self.metrics.update(receipt.metrics)
+        if receipt.num_updates and self._rate_origin is None:
+            self._rate_origin = (self.train_seconds, self.counters.num_env_steps, self.counters.num_updates)
+
+    def rates(self) -> tuple[float, float]:
+        """Env steps per second and updates per second of training, since learning began."""
+        counters = self.counters
+        since, env_steps, updates = self._rate_origin or (0.0, 0, 0)
+        elapsed = max(self.train_seconds - since, 1e-9)
+        return (counters.num_env_steps - env_steps) / elapsed, (counters.num_updates - updates) / elapsed
+
+    def mean_return(self) -> float | None:
+        """Mean raw return of the newest training episodes (at most 100), None before the first one ended."""
+        return float(np.mean(self.returns)) if self.returns else None
+
+    def record(self) -> dict[str, float | int | None]:
+        """One line for metrics.jsonl."""
+        env_steps_per_second, updates_per_second = self.rates()
+        counters = self.counters
+        return {
+            "num_updates": counters.num_updates,
+            "num_samples": counters.num_samples,
+            "num_inserted": counters.num_inserted,
+            "num_episodes": self.num_episodes,
+            "train_seconds": round(self.train_seconds, 4),
+            "mean_return": self.mean_return(),
+            "env_steps_per_second": round(env_steps_per_second, 1),
+            "updates_per_second": round(updates_per_second, 1),
+            "samples_per_insert": round(self.samples_per_insert, 4),
+            **{f"seconds_{name}": round(value, 4) for name, value in self.seconds.items()},
+            **self.metrics,
+        }
+
+    def state_dict(self) -> dict[str, object]:
+        """For a checkpoint."""
+        return {
+            "returns": list(self.returns),
+            "num_episodes": self.num_episodes,
+            "seconds": self.seconds,
+            "train_seconds": self.train_seconds,
+        }
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Continue from a checkpoint; rates start anew, for they are this process's own."""
+        returns, seconds = state["returns"], state["seconds"]
+        assert isinstance(returns, list)
+        assert isinstance(seconds, dict)
+        self.returns.extend(returns)
+        self.num_episodes = int(str(state["num_episodes"]))
+        self.seconds = dict(seconds)
+        self._trained_before = float(str(state["train_seconds"]))
