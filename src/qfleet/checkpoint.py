@@ -96,7 +96,9 @@ class CheckpointStore:
             body = json.loads(path.read_bytes())
             digest = body.pop("sha256")
             if body["format"] != FORMAT:
-                raise CheckpointError(f"{path}: format {body['format']}, this qfleet {__version__} reads format {FORMAT}")
+                raise CheckpointError(
+                    f"{path}: format {body['format']}, this qfleet {__version__} reads format {FORMAT}"
+                )
             if digest != _digest(body):
                 raise CheckpointError(f"{path}: SHA-256 differs from its content: the manifest was altered")
             roles = {role: [SavedFile(**file) for file in files] for role, files in body["roles"].items()}
@@ -110,7 +112,9 @@ class CheckpointStore:
                 spec=body["spec"],
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{path}: not a manifest ({type(error).__name__}: {error}): truncated or foreign") from error
+            raise CheckpointError(
+                f"{path}: not a manifest ({type(error).__name__}: {error}): truncated or foreign"
+            ) from error
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob("manifest-*.json"))

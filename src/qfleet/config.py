@@ -114,7 +114,9 @@ def parse_section(cls: type[SectionType], data: Mapping[str, object], where: str
 def explain(error: ValidationError, cls: type[BaseModel], where: str) -> str:
     """The first problem of a pydantic error as one line: field, value, fix."""
     problem = error.errors(include_url=False)[0]
-    path = [str(part) for part in problem["loc"] if not str(part).startswith(("float", "int", "str", "literal", "bool"))]
+    path = [
+        str(part) for part in problem["loc"] if not str(part).startswith(("float", "int", "str", "literal", "bool"))
+    ]
     field = ".".join(([where] if where else []) + path)
     if problem["type"] == "extra_forbidden":
         names = [info.alias or name for name, info in cls.model_fields.items()]

@@ -119,7 +119,7 @@ class Experiment:
         for key, _ in changes:
             if key.split(".")[0] not in ("stop", "checkpoint", "logging"):
                 raise UsageError(
-                    f"--resume with {key}: a resumed run keeps its settings, except stop.*, checkpoint.* and logging.*; "
+                    f"--resume with {key}: a resumed run keeps its settings except stop.*, checkpoint.*, logging.*; "
                     f"to start anew from its weights use --set init.from={folder}"
                 )
         values = read_config(folder / "config.toml").model_dump(mode="json", by_alias=True, exclude_none=True)

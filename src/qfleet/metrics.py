@@ -42,7 +42,9 @@ class MetricsWriter:
             self._file.write(json.dumps(record).encode() + b"\n")
             self._file.flush()
         except OSError as error:
-            raise QfleetError(f"cannot write {self.path}: {error.strerror or error}; free space and --resume") from error
+            raise QfleetError(
+                f"cannot write {self.path}: {error.strerror or error}; free space and --resume"
+            ) from error
         if self._events is not None:
             numbers = {f"{kind}/{name}": float(value) for name, value in values.items() if value is not None}
             self._events.write(num_env_steps, numbers)
@@ -73,7 +75,9 @@ class EventLog:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Scalars by tag, at an env step."""
-        summary = self._summary(value=[self._summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
+        summary = self._summary(
+            value=[self._summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+        )
         self._writer.add_event(self._event(wall_time=time.time(), step=step, summary=summary))
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,9 @@ class Policy:
         is_single = obs.shape == self.spec.obs_shape
         batch = obs[None] if is_single else obs
         if batch.shape[1:] != self.spec.obs_shape:
-            raise UsageError(f"observation of shape {obs.shape}; this policy takes {self.spec.obs_shape} or a batch of it")
+            raise UsageError(
+                f"observation of shape {obs.shape}; this policy takes {self.spec.obs_shape} or a batch of it"
+            )
         values = infer_action_values(self._algorithm, self._network, np.ascontiguousarray(batch))
         return values[0] if is_single else values
 
@@ -61,7 +64,9 @@ class Policy:
         return greedy(values, action_mask)
 
 
-def save_policy(folder: Path, config: RunConfig, spec: EnvSpec, snapshot: ParamSnapshot, facts: dict[str, object]) -> None:
+def save_policy(
+    folder: Path, config: RunConfig, spec: EnvSpec, snapshot: ParamSnapshot, facts: Mapping[str, object]
+) -> None:
     """Write a policy; the JSON, written last, names the weights by SHA-256.
 
     Args:
@@ -106,7 +111,9 @@ def read_policy(folder: Path) -> tuple[RunConfig, EnvSpec, ParamSnapshot, dict[s
         version, layout_hash, facts = int(body["version"]), str(body["layout_hash"]), dict(body["facts"])
         raw_config = dict(body["config"])
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no policy here; is this a run directory that has been evaluated once?") from None
+        raise CheckpointError(
+            f"{path}: no policy here; is this a run directory that has been evaluated once?"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: not a policy file ({type(error).__name__}: {error})") from error
     tensors = load_tensors(read_verified(folder, weights))

@@ -50,7 +50,11 @@ SHORTHANDS = {
     "algo.exploration": "kind",
     "init": "from",
 }
-PLUGIN_SECTIONS = {"algo": ("qfleet.algos", "dqn"), "strategy": ("qfleet.strategies", "serial"), "engine": ("qfleet.engines", "inline")}
+PLUGIN_SECTIONS = {
+    "algo": ("qfleet.algos", "dqn"),
+    "strategy": ("qfleet.strategies", "serial"),
+    "engine": ("qfleet.engines", "inline"),
+}
 
 
 class RunConfig(Section):
@@ -185,11 +189,10 @@ def apply_override(raw: dict[str, object], key: str, value: object) -> None:
     *path, last = key.split(".")
     table = raw
     for part in path:
-        inner = table.get(part)
-        if isinstance(inner, str):  # a shorthand in the recipe itself
-            inner = {SHORTHANDS.get(part, "name"): inner}
-        elif not isinstance(inner, dict):
-            inner = {}
+        found = table.get(part)
+        inner: dict[str, object] = found if isinstance(found, dict) else {}
+        if isinstance(found, str):  # a shorthand in the recipe itself
+            inner = {SHORTHANDS.get(part, "name"): found}
         table[part] = inner
         table = inner
     table[last] = value

@@ -6,6 +6,7 @@ Floor 0: imports nothing of qfleet.
 from __future__ import annotations
 
 import zlib
+from typing import cast
 
 import numpy as np
 
@@ -22,3 +23,13 @@ def derive_seed(seed: int, *names: str | int) -> int:
 def derive_generator(seed: int, *names: str | int) -> np.random.Generator:
     """An independent numpy generator for the thing called `names`."""
     return np.random.Generator(np.random.PCG64(derive_seed(seed, *names)))
+
+
+def generator_state(generator: np.random.Generator) -> dict[str, object]:
+    """A generator's state as JSON values."""
+    return cast(dict[str, object], generator.bit_generator.state)
+
+
+def set_generator_state(generator: np.random.Generator, state: object) -> None:
+    """Continue a generator from `generator_state`."""
+    generator.bit_generator.state = cast(dict[str, object], state)

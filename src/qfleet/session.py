@@ -148,7 +148,9 @@ class Session:
                         break
         except CallFailed as error:
             if isinstance(error.__cause__, DivergenceError):
-                raise DivergenceError(f"{error.__cause__}; last good checkpoint: {self.last_checkpoint or 'none'}") from error
+                raise DivergenceError(
+                    f"{error.__cause__}; last good checkpoint: {self.last_checkpoint or 'none'}"
+                ) from error
             raise
         finally:
             tracker.stop_clock()
@@ -166,7 +168,7 @@ class Session:
         return vector_sha256(snapshot.vector)
 
     def evaluate(self, snapshot: Future | ParamSnapshot, num_episodes: int, *seed_names: str | int) -> list[float]:
-        """Greedy returns of complete episodes, with seeds derived from `seed_names`; the training clock stands still."""
+        """Greedy returns of complete episodes, seeded by name; the training clock stands still meanwhile."""
         self.tracker.stop_clock()
         seed = derive_seed(self.config.seed, *seed_names)
         self.engine.submit(self.evaluator, "evaluate", snapshot, num_episodes, seed, lane="evaluation")

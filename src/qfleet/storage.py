@@ -32,7 +32,9 @@ def write_file(folder: Path, name: str, content: bytes) -> SavedFile:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise QfleetError(f"cannot write {path}: {error.strerror or error}; free space or choose another --run-dir") from error
+        raise QfleetError(
+            f"cannot write {path}: {error.strerror or error}; free space or choose another --run-dir"
+        ) from error
     return SavedFile(path=name, num_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
@@ -48,7 +50,9 @@ def read_verified(folder: Path, file: SavedFile) -> bytes:
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from error
     if len(content) != file.num_bytes:
-        raise CheckpointError(f"{path}: {len(content)} bytes, the manifest says {file.num_bytes}: truncated or replaced")
+        raise CheckpointError(
+            f"{path}: {len(content)} bytes, the manifest says {file.num_bytes}: truncated or replaced"
+        )
     if hashlib.sha256(content).hexdigest() != file.sha256:
         raise CheckpointError(f"{path}: SHA-256 differs from the manifest's: the file was altered")
     return content

@@ -354,7 +354,7 @@ def test_a_reset_forgets_running_episodes() -> None:
 
 
 def test_a_step_before_reset_is_a_mistake() -> None:
-    with pytest.raises(RuntimeError, match="before EnvBatch.reset"):
+    with pytest.raises(RuntimeError, match=r"before EnvBatch\.reset"):
         script_batch(AutoresetMode.SAME_STEP).step(np.zeros(NUM_ENVS, dtype=np.int64))
 
 

@@ -87,4 +87,3 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """End all roles."""
-

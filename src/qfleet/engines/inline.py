@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from qfleet.engines.base import EngineConfig, Future, RoleRef
 from qfleet.errors import CallFailed, QfleetError, RoleDied
-from qfleet.seeding import derive_generator
+from qfleet.seeding import derive_generator, generator_state, set_generator_state
 from qfleet.types import Receipt, Reply
 
 
@@ -102,11 +102,11 @@ class Engine:
 
     def state_dict(self) -> dict[str, object]:
         """The draw's random state and the call count, for a checkpoint."""
-        return {"generator": self._generator.bit_generator.state, "num_calls": self._num_calls}
+        return {"generator": generator_state(self._generator), "num_calls": self._num_calls}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Continue the draws where a checkpoint left them."""
-        self._generator.bit_generator.state = state["generator"]
+        set_generator_state(self._generator, state["generator"])
         self._num_calls = int(str(state["num_calls"]))
 
     def close(self) -> None:

@@ -16,10 +16,10 @@ from gymnasium.vector import AutoresetMode
 
 from qfleet.envs.config import EnvConfig
 from qfleet.envs.masks import read_masks
-from qfleet.envs.source import EnvFactory, EnvSource, find_source, missing_package
-from qfleet.envs.spaces import fits_unwrapped, obs_dtype
+from qfleet.envs.source import EnvFactory, EnvSource, find_source, first_line, missing_package
+from qfleet.envs.spaces import fits_unwrapped, obs_dtype, one_line
 from qfleet.envs.vector import AnyVectorEnv, EnvBatch, autoreset_mode
-from qfleet.errors import UsageError
+from qfleet.errors import EnvError, UsageError
 from qfleet.types import EnvSpec
 
 _ASKED = {"next_step": AutoresetMode.NEXT_STEP, "same_step": AutoresetMode.SAME_STEP}
@@ -139,7 +139,14 @@ def _spec_of(env: AnyVectorEnv, source: EnvSource) -> EnvSpec:
     obs_space, action_space = env.single_observation_space, env.single_action_space
     assert isinstance(action_space, gym.spaces.Discrete)
     num_actions = int(action_space.n)
-    _, info = env.reset(seed=0)
+    try:
+        _, info = env.reset(seed=0)
+    except Exception as error:
+        # The user's reset may raise anything; the traceback stays behind the line as its cause.
+        raise EnvError(
+            f"environment {source.label}: its first reset failed: {type(error).__name__}: {first_line(error)} "
+            f"(an observation must fit {one_line(obs_space)})"
+        ) from error
     has_action_mask = "action_mask" in info
     if has_action_mask:
         read_masks(info, env.num_envs, num_actions, source.label)

@@ -76,15 +76,15 @@ class EnvSource:
             raise missing_package(self.label, error) from error
         except TypeError as error:
             if "argument" not in str(error):
-                raise EnvError(f"environment {self.label} could not be made: {_first_line(error)}") from error
+                raise EnvError(f"environment {self.label} could not be made: {first_line(error)}") from error
             raise UsageError(
-                f"environment {self.label} does not take env.kwargs={self.kwargs}: {_first_line(error)}"
+                f"environment {self.label} does not take env.kwargs={self.kwargs}: {first_line(error)}"
             ) from error
         except UsageError:
             raise
         except Exception as error:
             # A user's constructor may raise anything; the traceback stays behind it as the cause.
-            message = f"environment {self.label} could not be made: {type(error).__name__}: {_first_line(error)}"
+            message = f"environment {self.label} could not be made: {type(error).__name__}: {first_line(error)}"
             raise EnvError(message) from error
         return adapt_spaces(env, self.label, self.discretize)
 
@@ -132,7 +132,7 @@ def missing_package(label: str, error: Exception) -> MissingExtraError:
     root = error.__cause__ if isinstance(error.__cause__, ImportError) else error
     module = (getattr(root, "name", None) or "").partition(".")[0]
     install = next((extra for name, extra in _INSTALLED_BY.items() if name.lower() in str(error).lower()), module)
-    needs = module or _first_line(error)
+    needs = module or first_line(error)
     return MissingExtraError(f"environment {label} needs {needs}, which is not installed: pip install '{install}'")
 
 
@@ -156,7 +156,7 @@ def _find_in_module(label: str) -> tuple[Registration | None, EnvFactory | None]
         # Importing runs the user's code, which may raise anything.
         raise UsageError(
             f"environment {label}: cannot import the module {module_name!r} "
-            f"({type(error).__name__}: {_first_line(error)}); is it installed, or its folder on PYTHONPATH?"
+            f"({type(error).__name__}: {first_line(error)}); is it installed, or its folder on PYTHONPATH?"
         ) from error
     if name in gym.registry:
         return gym.spec(name), None
@@ -176,5 +176,6 @@ def _nearest(name: str, known: list[str]) -> str:
     return f"; did you mean {' or '.join(by_lower[key] for key in near)}?" if near else ""
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

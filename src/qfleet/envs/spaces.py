@@ -65,15 +65,15 @@ def adapt_spaces(env: SingleEnv, label: str, discretize: int | None) -> SingleEn
     if not _is_array(env.observation_space):
         if not isinstance(flat := _flat_space(env.observation_space), spaces.Box):
             raise UsageError(
-                f"environment {label}: cannot learn from its observation space {_one_line(env.observation_space)}; "
-                f"flattened it is {'not possible' if flat is None else _one_line(flat)}, so wrap it to give a Box"
+                f"environment {label}: cannot learn from its observation space {one_line(env.observation_space)}; "
+                f"flattened it is {'not possible' if flat is None else one_line(flat)}, so wrap it to give a Box"
             )
         env = FlattenObservation(env)
     space = env.action_space
     if discretize is not None and not isinstance(space, spaces.Box):
         raise UsageError(
             f"environment {label}: env.discretize={discretize} is for continuous actions, but its action space is "
-            f"{_one_line(space)}; remove env.discretize"
+            f"{one_line(space)}; remove env.discretize"
         )
     if isinstance(space, spaces.Discrete):
         return env
@@ -82,7 +82,7 @@ def adapt_spaces(env: SingleEnv, label: str, discretize: int | None) -> SingleEn
     if isinstance(space, spaces.Box):
         return TableAction(env, box_table(space, label, discretize))
     raise UsageError(
-        f"environment {label}: Q-learning needs discrete actions, but its action space is {_one_line(space)}; "
+        f"environment {label}: Q-learning needs discrete actions, but its action space is {one_line(space)}; "
         "wrap it to give a Discrete or MultiDiscrete action space"
     )
 
@@ -107,13 +107,13 @@ def box_table(space: spaces.Box, label: str, num_values: int | None) -> Array:
     """
     if num_values is None:
         raise UsageError(
-            f"environment {label}: Q-learning needs discrete actions, but its action space is {_one_line(space)}; "
+            f"environment {label}: Q-learning needs discrete actions, but its action space is {one_line(space)}; "
             "hint: --set env.discretize=N chooses among N values per dimension"
         )
     if not space.is_bounded("both"):
         raise UsageError(
             f"environment {label}: env.discretize={num_values} needs finite bounds, but its action space is "
-            f"{_one_line(space)}; wrap it in gymnasium.wrappers.RescaleAction or ClipAction"
+            f"{one_line(space)}; wrap it in gymnasium.wrappers.RescaleAction or ClipAction"
         )
     num_components = int(np.prod(space.shape))
     _require_few(num_values**num_components, label, space, f"lower env.discretize={num_values}")
@@ -125,7 +125,7 @@ def box_table(space: spaces.Box, label: str, num_values: int | None) -> Array:
 def _require_few(num_actions: int, label: str, space: AnySpace, hint: str) -> None:
     if num_actions > MAX_ACTIONS:
         raise UsageError(
-            f"environment {label}: its action space {_one_line(space)} would become {num_actions:,} discrete actions, "
+            f"environment {label}: its action space {one_line(space)} would become {num_actions:,} discrete actions, "
             f"more than {MAX_ACTIONS:,}; {hint}"
         )
 
@@ -141,5 +141,6 @@ def _flat_space(space: AnySpace) -> AnySpace | None:
         return None
 
 
-def _one_line(space: AnySpace) -> str:
+def one_line(space: AnySpace) -> str:
+    """A space as text without line breaks, which long bounds would bring."""
     return " ".join(str(space).split())

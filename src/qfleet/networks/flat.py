@@ -77,7 +77,7 @@ class FlatNetwork:
         """
         if snapshot.layout_hash != self.layout_hash:
             raise CheckpointError(
-                f"parameters of another network: layout {snapshot.layout_hash[:12]} with {len(snapshot.vector)} values, "
+                f"parameters of another network: layout {snapshot.layout_hash[:12]}, {len(snapshot.vector)} values; "
                 f"this one is {self.layout_hash[:12]} with {self.num_parameters}; use the same network and algorithm"
             )
         self.copy_from(np.asarray(snapshot.vector), np.asarray(snapshot.buffers))

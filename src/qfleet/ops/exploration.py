@@ -13,13 +13,13 @@ def greedy(q_values_EA: FloatArray, action_mask_EA: BoolArray | None = None) -> 
     assert q_values_EA.ndim == 2
     if action_mask_EA is not None:
         q_values_EA = np.where(action_mask_EA, q_values_EA, -np.inf)
-    return q_values_EA.argmax(axis=1)
+    return np.argmax(q_values_EA, axis=1)
 
 
 def random_legal(num_actions: int, action_mask_EA: BoolArray, generator: np.random.Generator) -> IntArray:
     """One legal action a row, each legal one equally likely. bool [E, A] -> int64 [E]."""
     keys_EA = generator.random((len(action_mask_EA), num_actions))
-    return np.where(action_mask_EA, keys_EA, -1.0).argmax(axis=1)
+    return np.argmax(np.where(action_mask_EA, keys_EA, -1.0), axis=1)
 
 
 def epsilon_greedy(
@@ -36,7 +36,5 @@ def epsilon_greedy(
     actions_E = greedy(q_values_EA, action_mask_EA)
     explore_E = generator.random(num_rows) < epsilon
     if action_mask_EA is None:
-        random_E = generator.integers(num_actions, size=num_rows)
-    else:
-        random_E = random_legal(num_actions, action_mask_EA, generator)
-    return np.where(explore_E, random_E, actions_E)
+        return np.where(explore_E, generator.integers(num_actions, size=num_rows), actions_E)
+    return np.where(explore_E, random_legal(num_actions, action_mask_EA, generator), actions_E)

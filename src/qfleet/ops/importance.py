@@ -23,5 +23,5 @@ def importance_weights(
         float32 [B], the largest one 1.
     """
     assert probabilities_B.ndim == 1
-    weights_B = (num_transitions * probabilities_B) ** -exponent
-    return (weights_B / weights_B.max()).astype(np.float32)
+    weights_B = np.power(num_transitions * probabilities_B, -exponent)
+    return np.asarray(weights_B / weights_B.max(), dtype=np.float32)

@@ -17,7 +17,7 @@ from qfleet.ops.exploration import epsilon_greedy, greedy
 from qfleet.ops.schedules import apex_epsilons, linear
 from qfleet.replay.n_step import NStepAdder
 from qfleet.roles.blueprint import Blueprint
-from qfleet.seeding import derive_generator, derive_seed
+from qfleet.seeding import derive_generator, derive_seed, generator_state, set_generator_state
 from qfleet.types import Array, BoolArray, IntArray, Progress, Receipt, Transitions
 
 
@@ -105,12 +105,12 @@ class Actor:
         if self.envs.offers_state:
             arrays |= {f"env.{key}": value for key, value in self.envs.get_state().items()}
             arrays |= {f"adder.{key}": value for key, value in self.adder.state_dict().items()}
-        return arrays, {"exploration": self.generator.bit_generator.state}
+        return arrays, {"exploration": generator_state(self.generator)}
 
     def load_state_dict(self, arrays: dict[str, np.ndarray], values: dict[str, object], tag: str) -> None:
         """Continue from `state_dict` of the checkpoint called `tag`."""
         self.noise_generator.set_state(torch.from_numpy(arrays["noise_generator"].copy()))
-        self.generator.bit_generator.state = values["exploration"]
+        set_generator_state(self.generator, values["exploration"])
         if self.envs.offers_state:
             self.envs.set_state(_with_prefix("env.", arrays))
             self.adder.load_state_dict(_with_prefix("adder.", arrays))

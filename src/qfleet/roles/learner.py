@@ -95,7 +95,9 @@ class Learner:
         """
         snapshot = self.online.snapshot(self.version)
         if not np.isfinite(snapshot.vector).all():
-            raise DivergenceError(f"a parameter is NaN or infinite after update {self.version}; lower algo.learning_rate")
+            raise DivergenceError(
+                f"a parameter is NaN or infinite after update {self.version}; lower algo.learning_rate"
+            )
         return snapshot
 
     def _weights(self, sample: Sample) -> torch.Tensor | None:

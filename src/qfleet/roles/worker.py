@@ -1,6 +1,6 @@
 """Worker: environments, local replay and a learner in one role. Serial training is one worker.
 
-    collect: actor -> n-step adder -> replay          train: replay -> learner -> parameters (and priorities back)
+collect: actor -> n-step adder -> replay          train: replay -> learner -> parameters (and priorities back)
 """
 
 from __future__ import annotations

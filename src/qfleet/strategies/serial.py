@@ -1,8 +1,8 @@
 """Serial: one worker that collects and trains in turn. The reference that every parallel strategy is held against.
 
-    repeat:
-        collect k vector steps into the worker's replay
-        train as many updates as samples_per_insert allows
+repeat:
+    collect k vector steps into the worker's replay
+    train as many updates as samples_per_insert allows
 """
 
 from __future__ import annotations
