@@ -24,15 +24,26 @@ import numpy as np
 import torch
 
 from qfleet.checkpoint import CheckpointStore, Manifest
+from qfleet.curve import draw_learning_curve
 from qfleet.engines.base import Engine
 from qfleet.envs.make import probe_spec
 from qfleet.errors import CheckpointError, UsageError
 from qfleet.policy import make_blueprint, read_policy
-from qfleet.recipe import Recipe, RunConfig, build_config, find_recipe, load_plugin, read_config, recipe_for_env
+from qfleet.recipe import (
+    Recipe,
+    RunConfig,
+    build_config,
+    change_config,
+    find_recipe,
+    load_plugin,
+    read_config,
+    recipe_for_env,
+)
+from qfleet.replay.storage import required_bytes
 from qfleet.roles.blueprint import Blueprint
-from qfleet.session import Session
+from qfleet.session import Schedule, Session, has_reached, limit_met, target_return
 from qfleet.storage import write_file
-from qfleet.strategies.base import Event
+from qfleet.strategies.base import Counters, Event
 from qfleet.types import EnvSpec
 
 EnvFactory = Callable[..., gym.Env[Any, Any]]
@@ -54,15 +65,19 @@ class Experiment:
         env: a callable that makes the environment, instead of config.env.id.
 
     Attributes:
+        recipe: name of the recipe that the configuration began with, None if it was built by hand.
+        session: the counters, clocks and schedules of the run, once `stream` has begun; for displays.
         warnings: what the user should know, a line each (such as a damaged checkpoint that was passed over).
     """
 
     def __init__(self, config: RunConfig, run_dir: str | Path | None = None, env: EnvFactory | None = None) -> None:
         self.config = config
         self.run_dir = Path(run_dir) if run_dir is not None else default_run_dir(config)
+        self.recipe: str | None = None
+        self.session: Session | None = None
         self.warnings: list[str] = []
         self._factory = env
-        self._session: Session | None = None
+        self._spec: EnvSpec | None = None
         self._manifest: Manifest | None = None
         self._is_resumed = False
         self._interrupted = False
@@ -96,7 +111,9 @@ class Experiment:
         if seed is not None:
             changes.append(("seed", seed))
         chosen = choose_recipe(env_or_recipe, recipe, changes, env)
-        return cls(build_config(chosen.values, [("env.id", env_or_recipe), *changes]), run_dir, env)
+        experiment = cls(build_config(chosen.values, [("env.id", env_or_recipe), *changes]), run_dir, env)
+        experiment.recipe = chosen.name
+        return experiment
 
     @classmethod
     def resume(
@@ -122,8 +139,7 @@ class Experiment:
                     f"--resume with {key}: a resumed run keeps its settings except stop.*, checkpoint.*, logging.*; "
                     f"to start anew from its weights use --set init.from={folder}"
                 )
-        values = read_config(folder / "config.toml").model_dump(mode="json", by_alias=True, exclude_none=True)
-        experiment = cls(build_config(values, changes), folder, env)
+        experiment = cls(change_config(read_config(folder / "config.toml"), changes), folder, env)
         experiment._is_resumed = True
         experiment._manifest, refused = CheckpointStore(folder / "checkpoints", 1).newest_whole()
         experiment.warnings += [f"passed over a damaged checkpoint: {fault}" for fault in refused]
@@ -142,14 +158,14 @@ class Experiment:
     def interrupt(self) -> None:
         """Save and stop at the next opportunity; safe in a signal handler."""
         self._interrupted = True
-        if self._session is not None:
-            self._session.interrupt()
+        if self.session is not None:
+            self.session.interrupt()
 
     def stream(self) -> Iterator[Event]:
         """Every event of the run, the last one Finished. Closing the iterator early stops the run without saving."""
         started = time.perf_counter()
         device = choose_device(self.config.device)
-        spec = probe_spec(self.config.env, self._factory)
+        spec = self.spec
         num_threads = set_up_torch(self.config, spec)
         blueprint = self._blueprint(spec, device)
         engine = load_engine(self.config)
@@ -157,7 +173,7 @@ class Experiment:
         strategy = load_plugin("strategy", self.config.strategy.name)
         try:
             session = Session(self.config, blueprint, engine, strategy.run, self.run_dir, self._manifest)
-            self._session = session
+            self.session = session
             if self._interrupted:
                 session.interrupt()
             yield from session.stream()
@@ -165,14 +181,47 @@ class Experiment:
         finally:
             engine.close()
 
-    def describe(self) -> str:
-        """What the run will need, in one line, before it starts: replay size and memory."""
-        from qfleet.replay.storage import required_bytes
+    @property
+    def spec(self) -> EnvSpec:
+        """The environment's facts; the first look makes one copy of it."""
+        if self._spec is None:
+            self._spec = probe_spec(self.config.env, self._factory)
+        return self._spec
 
-        spec = probe_spec(self.config.env, self._factory)
-        capacity = self.config.replay.capacity
-        megabytes = required_bytes(capacity, spec) / 1e6
-        return f"replay: {capacity:,} transitions, {megabytes:,.1f} MB"
+    def describe(self) -> str:
+        """What is about to run, in one line, before it starts: the choices, and the replay's size in memory."""
+        config, num_threads = self.config, choose_num_threads(self.config, self.spec)
+        origin = f"resumed at {self._counters().num_env_steps:,} env steps" if self._is_resumed else None
+        capacity = config.replay.capacity
+        return ", ".join(
+            [
+                f"{config.env.id} ({origin or f'recipe {self.recipe or None}'}): "
+                f"{config.algo.name} x {config.strategy.name} x {config.engine.name}",
+                f"seed {config.seed}",
+                f"{choose_device(config.device)}, {num_threads} thread{'s' if num_threads != 1 else ''}",
+                f"replay: {capacity:,} transitions, {required_bytes(capacity, self.spec) / 1e6:,.1f} MB",
+                f"run dir: {self.run_dir}",
+            ]
+        )
+
+    def why_complete(self) -> str | None:
+        """Why a resumed run has nothing left to do, and which option gives it more; None if it goes on."""
+        if self._manifest is None or not (self.run_dir / "summary.json").is_file():
+            return None  # the last score is still to be played, where only the summary is missing
+        tracker, counters = self._manifest.session["tracker"], self._counters()
+        schedule = Schedule(**self._manifest.session["schedule"])  # type: ignore[arg-type]
+        target = target_return(self.config, self.spec)
+        if has_reached(schedule, target):
+            steps = schedule.env_steps_to_threshold or counters.num_env_steps
+            return f"it reached its target of {target:g} at {steps:,} env steps; to go on, raise --until-return"
+        limit = limit_met(self.config.stop, counters, float(tracker["train_seconds"]))  # type: ignore[index]
+        if limit is None:
+            return None
+        option = "--set stop.max_updates" if limit == "max_updates" else f"--{limit.replace('_', '-')}"
+        return f"it has used up stop.{limit} = {getattr(self.config.stop, limit):,}; to go on, raise {option}"
+
+    def _counters(self) -> Counters:
+        return Counters(**self._manifest.counters) if self._manifest is not None else Counters()
 
     def _blueprint(self, spec: EnvSpec, device: str) -> Blueprint:
         blueprint = dataclasses.replace(make_blueprint(self.config, spec, device), env_factory=self._factory)
@@ -225,6 +274,11 @@ class Experiment:
             "num_threads": num_threads,
             "parameters_sha256": session.parameters_sha256(),
         }
+        try:
+            draw_learning_curve(self.run_dir, summary)
+        except Exception as error:
+            # A plot is worth no run: whatever matplotlib (a missing font cache, a broken install) does is a warning.
+            self.warnings.append(f"learning_curve.png was not drawn: {type(error).__name__}: {error}")
         summary["total_seconds"] = time.perf_counter() - started
         write_file(self.run_dir, "summary.json", json.dumps(summary, indent=1).encode())
         return summary
@@ -293,15 +347,20 @@ def choose_device(wanted: str) -> str:
     return "cuda" if available else "cpu"
 
 
-def set_up_torch(config: RunConfig, spec: EnvSpec) -> int:
-    """Set this process's thread count and flush denormals; returns the thread count.
+def choose_num_threads(config: RunConfig, spec: EnvSpec) -> int:
+    """torch's threads for this run.
 
     Small networks lose more to a second thread's wake-up than it brings, so vectors get one thread, images all cores.
     """
-    num_threads = config.num_threads
-    if num_threads == "auto":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        num_threads = cores if len(spec.obs_shape) >= 2 else 1
+    if config.num_threads != "auto":
+        return config.num_threads
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores if len(spec.obs_shape) >= 2 else 1
+
+
+def set_up_torch(config: RunConfig, spec: EnvSpec) -> int:
+    """Set this process's thread count and flush denormals; returns the thread count."""
+    num_threads = choose_num_threads(config, spec)
     torch.set_num_threads(num_threads)
     torch.set_flush_denormal(True)
     return num_threads

@@ -95,11 +95,13 @@ class Recipe:
         name: file name without .toml.
         summary: its first comment line.
         values: raw tables.
+        text: the TOML as it was written.
     """
 
     name: str
     summary: str
     values: dict[str, object]
+    text: str
 
     @property
     def env_id(self) -> str | None:
@@ -145,7 +147,7 @@ def find_recipe(name: str) -> Recipe:
         return recipes[name]
     path = Path(name)
     if path.suffix != ".toml":
-        raise UsageError(f"recipe {name!r}: no such recipe; {did_you_mean(name, list(recipes))}, or give a .toml file")
+        raise UsageError(f"recipe {name!r}: no such recipe; {did_you_mean(name, list(recipes))} (or give a .toml file)")
     try:
         return _parse_recipe(path.stem, path.read_text("utf-8"), where=name)
     except OSError as error:
@@ -180,6 +182,15 @@ def build_config(values: dict[str, object], overrides: list[tuple[str, object]])
     if isinstance(raw.get("network"), str):
         raw["network"] = {"kind": raw["network"]}
     return parse_section(RunConfig, raw, "")
+
+
+def change_config(config: RunConfig, overrides: list[tuple[str, object]]) -> RunConfig:
+    """A complete configuration with dotted names changed, checked again.
+
+    Raises:
+        ConfigError: naming the field, the value and the fix.
+    """
+    return build_config(config.model_dump(mode="json", by_alias=True, exclude_none=True), overrides)
 
 
 def apply_override(raw: dict[str, object], key: str, value: object) -> None:
@@ -228,4 +239,4 @@ def _parse_recipe(name: str, text: str, where: str | None = None) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"recipe {where or name}: not TOML: {error}") from None
     first = text.lstrip().splitlines()[0] if text.strip() else ""
-    return Recipe(name, first.removeprefix("#").strip() if first.startswith("#") else "", values)
+    return Recipe(name, first.removeprefix("#").strip() if first.startswith("#") else "", values, text)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from qfleet.checkpoint import CheckpointStore, Manifest
+from qfleet.config import StopConfig
 from qfleet.engines.base import Engine, Future
 from qfleet.errors import CallFailed, DivergenceError
 from qfleet.metrics import MetricsWriter
@@ -23,9 +24,19 @@ from qfleet.recipe import RunConfig
 from qfleet.roles.blueprint import Blueprint
 from qfleet.roles.evaluator import Evaluator
 from qfleet.seeding import derive_seed
-from qfleet.strategies.base import Control, Drained, Event, Rollout, Saved, SnapshotPublished, Strategy, Update
+from qfleet.strategies.base import (
+    Control,
+    Counters,
+    Drained,
+    Event,
+    Rollout,
+    Saved,
+    SnapshotPublished,
+    Strategy,
+    Update,
+)
 from qfleet.tracker import Tracker
-from qfleet.types import ParamSnapshot
+from qfleet.types import EnvSpec, ParamSnapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +74,7 @@ class Schedule:
     num_checkpoints: int = 0
     validated_version: int = -1
     best_return: float | None = None
+    reached_return: float | None = None
     env_steps_to_threshold: int | None = None
     seconds_to_threshold: float | None = None
     metrics_offset: int = 0
@@ -104,7 +116,7 @@ class Session:
             config.evaluation.every_env_steps, config.checkpoint.every_env_steps, config.logging.every_env_steps
         )
         self.stop_reason: str | None = None
-        self.target_return = target_return(config, blueprint)
+        self.target_return = target_return(config, blueprint.spec)
         self.last_checkpoint: Path | None = None
         self._interrupted = False
         self._saved_counters: dict[str, int] | None = None
@@ -187,12 +199,8 @@ class Session:
         if self.stop_reason is None:
             if self._interrupted:
                 self.stop_reason = "interrupted"
-            elif stop.max_env_steps is not None and counters.num_env_steps >= stop.max_env_steps:
-                self.stop_reason = "max_env_steps"
-            elif stop.max_updates is not None and counters.num_updates >= stop.max_updates:
-                self.stop_reason = "max_updates"
-            elif stop.max_seconds is not None and self.tracker.train_seconds >= stop.max_seconds:
-                self.stop_reason = "max_seconds"
+            else:
+                self.stop_reason = limit_met(stop, counters, self.tracker.train_seconds)
         is_over = self.stop_reason is not None
         validation_due = counters.num_env_steps >= schedule.next_evaluation
         if is_over and self.stop_reason not in ("interrupted", "reached"):
@@ -232,6 +240,7 @@ class Session:
         if reached and schedule.env_steps_to_threshold is None:
             schedule.env_steps_to_threshold = counters.num_env_steps
             schedule.seconds_to_threshold = self.tracker.train_seconds
+            schedule.reached_return = self.target_return
         if reached:
             self.stop_reason = "reached"
         schedule.validated_version = counters.num_updates
@@ -283,6 +292,10 @@ class Session:
         assert isinstance(schedule, dict)
         assert isinstance(tracker, dict)
         self.schedule = Schedule(**schedule)
+        if has_reached(self.schedule, self.target_return):
+            self.stop_reason = "reached"
+        else:  # a resumed run may aim higher than before
+            self.schedule.env_steps_to_threshold = self.schedule.seconds_to_threshold = None
         self.tracker.load_state_dict(tracker)
         for name, value in manifest.counters.items():
             setattr(self.control.counters, name, value)
@@ -293,12 +306,29 @@ class Session:
         return Saved(manifest.tag, manifest.roles, manifest.strategy)
 
 
-def target_return(config: RunConfig, blueprint: Blueprint) -> float | None:
+def target_return(config: RunConfig, spec: EnvSpec) -> float | None:
     """The return that ends the run: a number, the environment's registered threshold, or None."""
     wanted = config.stop.until_return
     if wanted == "never":
         return None
-    return blueprint.spec.return_threshold if wanted == "registered" else float(wanted)
+    return spec.return_threshold if wanted == "registered" else float(wanted)
+
+
+def limit_met(stop: StopConfig, counters: Counters, train_seconds: float) -> str | None:
+    """Name of the first limit of the stop rule that is used up, None while there is room."""
+    if stop.max_env_steps is not None and counters.num_env_steps >= stop.max_env_steps:
+        return "max_env_steps"
+    if stop.max_updates is not None and counters.num_updates >= stop.max_updates:
+        return "max_updates"
+    if stop.max_seconds is not None and train_seconds >= stop.max_seconds:
+        return "max_seconds"
+    return None
+
+
+def has_reached(schedule: Schedule, target: float | None) -> bool:
+    """Whether a validation has already been confirmed at this target or a higher one."""
+    reached = schedule.reached_return
+    return target is not None and reached is not None and reached >= target
 
 
 def lower_bound(returns: list[float], num_stderr: float) -> float:

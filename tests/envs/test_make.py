@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def refusal(config: EnvConfig, factory: Any = None, error: type[Exception] = Usa
 
 
 @pytest.fixture
-def user_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def user_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An importable package of a user: my_package registers Mine-v0, my_package.module holds a class."""
     folder = tmp_path / "my_package"
     folder.mkdir()
@@ -78,7 +79,6 @@ def test_num_envs_comes_from_the_config_unless_given() -> None:
         ({"autoreset": "same_step"}, SyncVectorEnv, AutoresetMode.SAME_STEP),
         ({"vectorization": "sync"}, SyncVectorEnv, AutoresetMode.SAME_STEP),
         ({"vectorization": "sync", "autoreset": "next_step"}, SyncVectorEnv, AutoresetMode.NEXT_STEP),
-        # Its own version takes no such argument; the single environment does not either, see the refusals.
         ({"kwargs": {"sutton_barto_reward": True}}, CartPoleVectorEnv, AutoresetMode.NEXT_STEP),
     ],
 )
@@ -108,6 +108,33 @@ def test_max_episode_steps(vectorization: Any, autoreset: Any) -> None:
     batch.reset(seed=0)
     steps = [batch.step(np.array([0, 1])) for _ in range(4)]
     assert [step.truncated.tolist() for step in steps] == [[False, False]] * 3 + [[True, True]]
+
+
+def test_max_episode_steps_of_a_factory() -> None:
+    config = EnvConfig(num_envs=1, max_episode_steps=2, kwargs={"ends": ("", "", "", "", "")})
+    batch = make_env_batch(config, factory=Script)
+    batch.reset(seed=0)
+    assert [bool(batch.step(np.zeros(1, dtype=np.int64)).truncated[0]) for _ in range(4)] == [False, True] * 2
+
+
+class BothModes(CartPoleVectorEnv):
+    """A native version that can be asked for its mode."""
+
+    def __init__(self, num_envs: int, autoreset_mode: AutoresetMode = AutoresetMode.NEXT_STEP) -> None:
+        super().__init__(num_envs)
+        self.metadata = {"autoreset_mode": autoreset_mode}
+
+
+def test_a_native_version_is_asked_for_the_mode_where_it_has_a_choice() -> None:
+    gym.register("BothModes-v0", entry_point="qfleet.envs.toy:Chain", vector_entry_point=BothModes)
+    try:
+        modes = {}
+        for autoreset in ("auto", "next_step", "same_step"):
+            config = EnvConfig(id="BothModes-v0", vectorization="native", autoreset=autoreset)
+            modes[autoreset] = make_env_batch(config)._env.metadata["autoreset_mode"].name.lower()
+        assert modes == {"auto": "next_step", "next_step": "next_step", "same_step": "same_step"}
+    finally:
+        del gym.registry["BothModes-v0"]
 
 
 def test_a_native_version_that_lacks_its_package_gives_way_to_the_copies(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -358,6 +358,86 @@ def test_a_step_before_reset_is_a_mistake() -> None:
         script_batch(AutoresetMode.SAME_STEP).step(np.zeros(NUM_ENVS, dtype=np.int64))
 
 
+class Careless(gym.vector.VectorEnv[Any, Any, Any]):
+    """Two environments whose episodes take two steps. All that the contract leaves open is done in the worst way:
+    its arrays are reused, and the step that resets (NEXT_STEP) comes with a NaN reward and the old flags."""
+
+    def __init__(self, autoreset_mode: AutoresetMode) -> None:
+        self.num_envs = 2
+        self.single_observation_space = gym.spaces.Box(0, 9, (1,), np.float32)
+        self.single_action_space = gym.spaces.Discrete(2)
+        self.observation_space = gym.vector.utils.batch_space(self.single_observation_space, 2)
+        self.action_space = gym.vector.utils.batch_space(self.single_action_space, 2)
+        self.metadata = {"autoreset_mode": autoreset_mode}
+        self.same_step = autoreset_mode is AutoresetMode.SAME_STEP
+        self.obs = np.zeros((2, 1), np.float32)
+        self.reward = np.ones(2, np.float32)
+        self.terminated = np.zeros(2, np.bool_)
+        self.truncated = np.zeros(2, np.bool_)
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        self.obs[:] = 0
+        return self.obs, {}
+
+    def step(self, actions: Any) -> Any:
+        info: dict[str, Any] = {}
+        if self.obs[0, 0] == 2:
+            self.obs[:], self.reward[:] = 0, np.nan
+            return self.obs, self.reward, self.terminated, self.truncated, info
+        self.obs += 1
+        self.reward[:] = 1
+        self.terminated[0] = self.truncated[1] = self.obs[0, 0] == 2
+        if self.same_step and self.terminated[0]:
+            # A dense array, as environments written in C++ give it, where Gymnasium's own give one of objects.
+            info["final_obs"] = self.obs.copy()
+            self.obs[:] = 0
+        return self.obs, self.reward, self.terminated, self.truncated, info
+
+
+@pytest.mark.parametrize(
+    ("mode", "valid"),
+    [(AutoresetMode.NEXT_STEP, [1, 1, 0, 1, 1, 0, 1]), (AutoresetMode.SAME_STEP, [1, 1, 1, 1, 1, 1, 1])],
+)
+def test_a_careless_vector_environment_is_tidied_up(mode: AutoresetMode, valid: list[int]) -> None:
+    batch = EnvBatch(Careless(mode), EnvSpec("Careless", (1,), "float32", 2))
+    batch.reset(seed=0)
+    steps = [batch.step(np.zeros(2, dtype=np.int64)) for _ in range(7)]
+    assert [step.valid.tolist() for step in steps] == [[bool(flag)] * 2 for flag in valid]
+    transitions = [step for step in steps if step.valid.all()]
+    num_done = len(transitions) // 2
+    # Every other transition ends both episodes, of two steps and return 2 each: env 0's by termination.
+    assert [step.next_obs[0, 0] for step in transitions] == ([1, 2] * 4)[: len(transitions)]
+    assert [step.terminated.tolist() for step in transitions[1::2]] == [[True, False]] * num_done
+    assert [step.truncated.tolist() for step in transitions[1::2]] == [[False, True]] * num_done
+    assert [step.episode_returns.tolist() for step in transitions[1::2]] == [[2.0, 2.0]] * num_done
+    assert [step.episode_lengths.tolist() for step in transitions[1::2]] == [[2, 2]] * num_done
+    for step in [*transitions[0::2], *(step for step in steps if not step.valid.any())]:
+        assert not (step.terminated | step.truncated).any()
+        assert step.episode_returns.size == 0
+        assert step.reward.tolist() == [float(flag) for flag in step.valid]
+
+
+def test_a_same_step_environment_must_give_the_final_observation() -> None:
+    env = Careless(AutoresetMode.SAME_STEP)
+    env.same_step = False
+    batch = EnvBatch(env, EnvSpec("Careless", (1,), "float32", 2))
+    batch.reset(seed=0)
+    batch.step(np.zeros(2, dtype=np.int64))
+    with pytest.raises(EnvError, match=r"environment Careless: env 0 ended an episode without info\['final_obs'\]"):
+        batch.step(np.zeros(2, dtype=np.int64))
+
+
+def test_a_mask_of_the_wrong_length_is_refused_when_made() -> None:
+    class Wrong(DeadEnd):
+        action_space = gym.spaces.Discrete(5)
+
+    with pytest.raises(EnvError) as caught:
+        make_env_batch(EnvConfig(num_envs=1, id="Wrong"), factory=Wrong)
+    assert str(caught.value) == (
+        "environment Wrong: info['action_mask'] has shape (2,) for 5 actions; give one flag per action"
+    )
+
+
 def test_a_vector_environment_that_hides_its_mode_is_refused() -> None:
     env = SyncVectorEnv([Script] * 2)
     del env.metadata["autoreset_mode"]

@@ -60,7 +60,8 @@ class EnvSource:
     @property
     def return_threshold(self) -> float | None:
         """The return at which the registration calls the environment solved."""
-        return self.registration.reward_threshold if self.registration else None
+        threshold = self.registration.reward_threshold if self.registration else None
+        return None if threshold is None else float(threshold)
 
     def build(self) -> SingleEnv:
         """A new environment with `fits_unwrapped` spaces.
@@ -172,7 +173,7 @@ def _find_in_module(label: str) -> tuple[Registration | None, EnvFactory | None]
 
 def _nearest(name: str, known: list[str]) -> str:
     by_lower = {key.lower(): key for key in known}
-    near = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)
+    near = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.75)
     return f"; did you mean {' or '.join(by_lower[key] for key in near)}?" if near else ""
 
 

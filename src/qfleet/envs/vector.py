@@ -215,7 +215,7 @@ class EnvBatch:
         info: dict[str, Any],
     ) -> EnvStep:
         """The step in which at least one episode ended: where its last observation is depends on the mode."""
-        index = np.flatnonzero(ended)
+        (index,) = ended.nonzero()
         episode_returns, episode_lengths = self._returns[index], self._lengths[index]
         next_obs = obs
         mask = next_mask = None

@@ -12,7 +12,6 @@ from pathlib import Path
 from qfleet.errors import ConfigError
 
 _MIB = 1 << 20
-_UNLIMITED = 1 << 60  # control groups of version 1 write "no limit" as a number near 2**63
 _SUGGESTED_SHARE = 0.9  # of what is available; the rest is for networks and environments
 
 
@@ -90,7 +89,7 @@ def _cgroup_rooms(proc: Path, cgroups: Path) -> list[int]:
 
 def _group_room(group: Path, limit: str, usage: str, cache: str) -> int | None:
     limit_text, usage_text = _read(group / limit).strip(), _read(group / usage).strip()
-    if not limit_text.isdigit() or int(limit_text) >= _UNLIMITED or not usage_text.isdigit():
+    if not limit_text.isdigit() or not usage_text.isdigit():  # version 2 writes "max" for no limit
         return None
     # The page cache that nobody uses counts as usage, but the kernel gives it back before it refuses memory.
     reclaimable = 0

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-import tempfile
+import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,8 +92,10 @@ def save_replay(replay: Replay, folder: Path, previous: Sequence[SavedFile], tag
             start = max(start, chunk.end)
     folder.mkdir(parents=True, exist_ok=True)
     rows_per_chunk = max(1, CHUNK_BYTES // storage.row_bytes)
-    for first in range(start, storage.num_inserted, rows_per_chunk):
-        kept.append(_save_chunk(storage, folder, first, min(first + rows_per_chunk, storage.num_inserted)))
+    kept.extend(
+        _save_chunk(storage, folder, first, min(first + rows_per_chunk, storage.num_inserted))
+        for first in range(start, storage.num_inserted, rows_per_chunk)
+    )
     kept.append(_save_state(replay, folder, tag))
     _sync_folder(folder)
     return kept
@@ -165,15 +167,15 @@ def _write(folder: Path, stem: str, tensors: dict[str, Array], metadata: dict[st
     data = save(tensors, {_METADATA_KEY: json.dumps(metadata, sort_keys=True)})
     digest = hashlib.sha256(data).hexdigest()
     name = f"{stem}-{digest[:_DIGEST_LENGTH]}.safetensors"
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{stem}-", suffix=".part", dir=folder)
+    temporary = folder / f".{name}.{secrets.token_hex(4)}.part"
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).replace(folder / name)
+        temporary.replace(folder / name)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     return SavedFile(name, len(data), digest)
 

@@ -48,6 +48,7 @@ class Actor:
         num_envs = self.envs.num_envs
         all_epsilons = apex_epsilons(exploration.base, exploration.alpha, num_actors * num_envs)
         self._own_epsilons = all_epsilons[rank * num_envs : (rank + 1) * num_envs]
+        self._mean_own_epsilon = float(np.mean(self._own_epsilons))
 
     def epsilon(self, progress: Progress) -> float | np.ndarray:
         """The exploration rate now: a number, or float64 [E] with per-environment epsilons."""
@@ -55,6 +56,11 @@ class Actor:
         if exploration.kind == "schedule":
             return linear(exploration.start, exploration.end, exploration.decay_env_steps, progress.num_env_steps)
         return self._own_epsilons if exploration.kind == "per_env" else 0.0
+
+    def mean_epsilon(self, progress: Progress) -> float:
+        """The exploration rate now, averaged over the environments; what is shown while training."""
+        epsilon = self.epsilon(progress)
+        return epsilon if isinstance(epsilon, float) else self._mean_own_epsilon
 
     def step(self, progress: Progress, receipt: Receipt) -> Transitions:
         """One vector step. Adds its counts and seconds to `receipt` and returns the transitions it completed."""

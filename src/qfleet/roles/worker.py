@@ -48,6 +48,7 @@ class Worker:
                 receipt.num_inserted += len(transitions)
         seconds = receipt.seconds
         seconds["replay"] = time.perf_counter() - started - seconds["inference"] - seconds["environment"]
+        receipt.metrics["epsilon"] = self.actor.mean_epsilon(progress)
         return receipt
 
     def train(self, num_updates: int) -> Receipt:

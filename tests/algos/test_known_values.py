@@ -1,0 +1,125 @@
+"""Environments whose Q-values are known in closed form: learned through the whole stack, they agree within 1%."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qfleet.envs.toy import Chain, Identity, MaskedChain
+from qfleet.experiment import Experiment
+from qfleet.policy import load_policy
+
+GAMMA = 0.8
+# One-hot observations: one hidden layer is as good as a table. Everything is tried all the time, and the learning
+# rate goes to a hundredth, so what is left of the error is the method's.
+TABLE = {
+    "seed": 1,
+    "env.num_envs": 8,
+    "algo.gamma": GAMMA,
+    "algo.batch_size": 32,
+    "algo.learning_rate": 0.01,
+    "algo.loss": "mse",
+    "algo.target_period_updates": 20,
+    "algo.optimizer.schedule": "linear",
+    "algo.optimizer.decay_updates": 1000,
+    "algo.optimizer.end_fraction": 0.01,
+    "algo.exploration.end": 1.0,
+    "network.hidden": [32],
+    "replay.min_transitions": 400,
+    "replay.samples_per_insert": 16.0,
+    "logging.every_env_steps": 1_000_000,
+    "stop.max_env_steps": None,
+    "stop.max_updates": 1000,
+}
+MakeExperiment = Callable[..., Experiment]
+
+
+def learned_q(run: Experiment, num_states: int) -> np.ndarray:
+    run.run()
+    return load_policy(run.run_dir).q_values(np.eye(num_states, dtype=np.float32))
+
+
+def assert_within_one_percent(got: np.ndarray, optimal: np.ndarray) -> None:
+    legal = np.isfinite(optimal)
+    np.testing.assert_allclose(got[legal], optimal[legal], rtol=0.01)
+
+
+def test_identity_with_a_time_limit(experiment: MakeExperiment) -> None:
+    # It never ends, it is only cut every 5 steps: the right action is worth 1 + gamma / (1 - gamma) = 5, any other 4.
+    # Were truncation taken for termination, the values would be below 1 + 0.8 + ... + 0.8^4 = 3.4.
+    changes = {"env.kwargs": {"num_actions": 3, "length": 1_000_000}, "env.max_episode_steps": 5}
+    q_values = learned_q(experiment("qfleet/Identity-v0", TABLE | changes), 3)
+    assert_within_one_percent(q_values, 4.0 + np.eye(3))
+
+
+def test_identity_that_terminates(experiment: MakeExperiment) -> None:
+    # The end is worth nothing: exactly the reward of the one step.
+    q_values = learned_q(experiment("qfleet/Identity-v0", TABLE | {"env.kwargs": {"length": 1}}), 4)
+    np.testing.assert_allclose(q_values, np.eye(4), atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("env_kwargs", "options"),
+    [
+        ({"mode": "terminate", "time_limit": 50}, {}),
+        ({"mode": "continue", "time_limit": 10}, {}),
+        ({"mode": "continue", "time_limit": 10}, {"algo.double": False, "algo.dueling": True}),
+        ({"mode": "terminate", "time_limit": 50}, {"replay.sampler": "prioritized"}),
+        ({"mode": "continue", "time_limit": 10}, {"algo.target_update": "soft", "algo.target_tau": 0.1}),
+    ],
+    ids=["termination", "truncation", "dueling", "prioritized", "soft-target"],
+)
+def test_chain(experiment: MakeExperiment, env_kwargs: dict[str, Any], options: dict[str, Any]) -> None:
+    changes = {"env.kwargs": {"num_states": 4, "random_start": True, **env_kwargs}}
+    q_values = learned_q(experiment("qfleet/Chain-v0", TABLE | changes | options), 4)
+    assert_within_one_percent(q_values, Chain(4, env_kwargs["mode"]).optimal_q(GAMMA))
+
+
+def test_three_step_returns_of_a_random_policy(experiment: MakeExperiment) -> None:
+    # Identity cut every 1000 steps and acted on at random: a window of three holds the first reward, then two that are
+    # 1/2 on average, then the bootstrap. So Q_right = 1 + (0.8 + 0.64) / 2 + 0.512 Q_right = 1.72 / 0.488, the other
+    # one is 1 less.
+    changes = {
+        "env.kwargs": {"num_actions": 2, "length": 1_000_000},
+        "env.max_episode_steps": 1000,
+        "algo.n_step": 3,
+        "replay.samples_per_insert": 1.0,
+        "replay.capacity": 40_000,
+        "env.num_envs": 32,
+    }
+    q_values = learned_q(experiment("qfleet/Identity-v0", TABLE | changes), 2)
+    right = 1.72 / 0.488
+    assert_within_one_percent(q_values, right - 1 + np.eye(2))
+
+
+def test_masked_chain_learns_the_masked_optimum_and_takes_no_illegal_action(
+    experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    taken: list[tuple[int, int]] = []
+    move = MaskedChain._move
+
+    def watched(self: MaskedChain, state: int, action: int) -> tuple[int, float, bool]:
+        taken.append((state, action))
+        return move(self, state, action)  # raises ValueError on an illegal action
+
+    monkeypatch.setattr(MaskedChain, "_move", watched)
+    env_kwargs = {"num_states": 5, "time_limit": 30, "random_start": True}
+    q_values = learned_q(experiment("qfleet/MaskedChain-v0", TABLE | {"env.kwargs": env_kwargs}), 5)
+    env = MaskedChain(5)
+    assert_within_one_percent(q_values, env.optimal_q(GAMMA))
+    legal = {(state, action) for state in range(5) for action in np.flatnonzero(env.action_mask(state))}
+    assert set(taken) == legal, "all legal pairs are tried and no other"
+    policy = load_policy(tmp_path / "run")
+    masks = np.array([env.action_mask(state) for state in range(5)])
+    np.testing.assert_array_equal(policy.act(np.eye(5, dtype=np.float32), masks), env.optimal_q(GAMMA).argmax(axis=1))
+
+
+def test_the_toy_environments_are_what_the_closed_forms_assume() -> None:
+    # Decoy check: with termination and truncation exchanged the two chains would differ by a factor 1 / (1 - gamma).
+    assert Chain(4, "continue").optimal_q(GAMMA)[3, 1] == pytest.approx(5.0)
+    assert Chain(4, "terminate").optimal_q(GAMMA)[3, 1] == 1.0
+    assert Identity(3).observation_space.shape == (3,)
