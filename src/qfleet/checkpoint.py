@@ -130,7 +130,8 @@ class CheckpointStore:
                 listed.update(self.folder / file.path for file in self._files_of(self.read(path)))
             except CheckpointError:
                 return  # An unreadable manifest may still be somebody's evidence: delete nothing.
-        for path in self.folder.rglob("*.safetensors"):
+        # A commit is the last of a drain, so nobody is writing: a .part file is what a killed process left.
+        for path in [*self.folder.rglob("*.safetensors"), *self.folder.rglob(".*.part")]:
             if path not in listed:
                 path.unlink()
 

@@ -8,9 +8,18 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Annotated, Literal, TypeVar
+from types import NoneType
+from typing import Annotated, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from qfleet.errors import ConfigError
 
@@ -22,9 +31,29 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
-    """One table of a recipe: immutable, and strict about names, types and ranges."""
+    """One table of a recipe: immutable, and strict about names, types and ranges.
+
+    TOML has no null, so the word "none" stands for it where a field may be None: `max_grad_norm = "none"`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_none(cls, values: object) -> object:
+        if not isinstance(values, dict):
+            return values
+        optional = {name for name, info in cls.model_fields.items() if NoneType in get_args(info.annotation)}
+        return {name: None if name in optional and value == "none" else value for name, value in values.items()}
+
+    @model_serializer(mode="wrap")
+    def _write_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        # A None that is left out would come back as the default, so it is left out only where that is None too.
+        values: dict[str, object] = handler(self)
+        for name, info in type(self).model_fields.items():
+            if getattr(self, name) is None and info.default is not None:
+                values[name] = "none"
+        return values
 
 
 class ReplayConfig(Section):

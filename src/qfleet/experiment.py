@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -166,20 +167,31 @@ class Experiment:
         started = time.perf_counter()
         device = choose_device(self.config.device)
         spec = self.spec
-        num_threads = set_up_torch(self.config, spec)
         blueprint = self._blueprint(spec, device)
         engine = load_engine(self.config)
-        self._prepare_run_dir()
+        self.check_run_dir()
+        write_file(self.run_dir, "config.toml", self.config.to_toml().encode())
         strategy = load_plugin("strategy", self.config.strategy.name)
+        session = None
+        num_threads_before = torch.get_num_threads()
         try:
+            num_threads = set_up_torch(self.config, spec)
             session = Session(self.config, blueprint, engine, strategy.run, self.run_dir, self._manifest)
             self.session = session
             if self._interrupted:
                 session.interrupt()
             yield from session.stream()
             yield Finished(self._finish(session, started, num_threads))
+        except UsageError:
+            # Nothing was trained, so the same command, corrected, must find its run directory free again.
+            if not self._is_resumed and (session is None or session.control.counters.num_env_steps == 0):
+                shutil.rmtree(self.run_dir, ignore_errors=True)
+            raise
         finally:
             engine.close()
+            # The caller's process goes on as it was; torch cannot tell whether denormals were flushed, they rarely are.
+            torch.set_num_threads(num_threads_before)
+            torch.set_flush_denormal(False)
 
     @property
     def spec(self) -> EnvSpec:
@@ -191,12 +203,13 @@ class Experiment:
     def describe(self) -> str:
         """What is about to run, in one line, before it starts: the choices, and the replay's size in memory."""
         config, num_threads = self.config, choose_num_threads(self.config, self.spec)
-        origin = f"resumed at {self._counters().num_env_steps:,} env steps" if self._is_resumed else None
+        origin = "no recipe" if self.recipe is None else f"recipe {self.recipe}"
+        if self._is_resumed:
+            origin = f"resumed at {self._counters().num_env_steps:,} env steps"
         capacity = config.replay.capacity
         return ", ".join(
             [
-                f"{config.env.id} ({origin or f'recipe {self.recipe or None}'}): "
-                f"{config.algo.name} x {config.strategy.name} x {config.engine.name}",
+                f"{config.env.id} ({origin}): {config.algo.name} x {config.strategy.name} x {config.engine.name}",
                 f"seed {config.seed}",
                 f"{choose_device(config.device)}, {num_threads} thread{'s' if num_threads != 1 else ''}",
                 f"replay: {capacity:,} transitions, {required_bytes(capacity, self.spec) / 1e6:,.1f} MB",
@@ -237,13 +250,20 @@ class Experiment:
         _, _, snapshot, _ = read_policy(Path(source) / "best")
         return dataclasses.replace(blueprint, initial=dataclasses.replace(snapshot, version=0))
 
-    def _prepare_run_dir(self) -> None:
-        if not self._is_resumed and self.run_dir.exists() and any(self.run_dir.iterdir()):
+    def check_run_dir(self) -> None:
+        """Refuse to start a new run where there is something already.
+
+        Raises:
+            UsageError: the run directory is not empty.
+        """
+        if self._is_resumed or not self.run_dir.exists():
+            return
+        # A .part file is of a run that was killed before it had a configuration: there is nothing to continue.
+        if any(path.suffix != ".part" for path in self.run_dir.iterdir()):
             raise UsageError(
                 f"{self.run_dir}: this directory is not empty; continue it with --resume {self.run_dir}, "
                 "or choose another --run-dir"
             )
-        write_file(self.run_dir, "config.toml", self.config.to_toml().encode())
 
     def _finish(self, session: Session, started: float, num_threads: int) -> dict[str, object]:
         counters, tracker, schedule = session.control.counters, session.tracker, session.schedule

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -41,19 +42,22 @@ class MetricsWriter:
         try:
             self._file.write(json.dumps(record).encode() + b"\n")
             self._file.flush()
+            if self._events is not None:
+                numbers = {f"{kind}/{name}": float(value) for name, value in values.items() if value is not None}
+                self._events.write(num_env_steps, numbers)
         except OSError as error:
             raise QfleetError(
                 f"cannot write {self.path}: {error.strerror or error}; free space and --resume"
             ) from error
-        if self._events is not None:
-            numbers = {f"{kind}/{name}": float(value) for name, value in values.items() if value is not None}
-            self._events.write(num_env_steps, numbers)
 
     def close(self) -> None:
-        """Flush and close."""
-        self._file.close()
+        """Close the files."""
+        # Each write flushes, so that closing fails only where a write has failed, and has been reported, before.
+        with contextlib.suppress(OSError):
+            self._file.close()
         if self._events is not None:
-            self._events.close()
+            with contextlib.suppress(OSError):
+                self._events.close()
 
 
 class EventLog:

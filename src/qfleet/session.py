@@ -77,6 +77,7 @@ class Schedule:
     reached_return: float | None = None
     env_steps_to_threshold: int | None = None
     seconds_to_threshold: float | None = None
+    parameters_sha256: str | None = None
     metrics_offset: int = 0
 
 
@@ -173,8 +174,10 @@ class Session:
 
     def parameters_sha256(self) -> str | None:
         """SHA-256 of the flat parameter vector after the last update; None if the run was interrupted before that."""
-        if self._last_snapshot is None or self.schedule.validated_version != self.control.counters.num_updates:
+        if self.schedule.validated_version != self.control.counters.num_updates:
             return None
+        if self._last_snapshot is None:  # a finished run, resumed
+            return self.schedule.parameters_sha256
         snapshot = self.engine.payload(self._last_snapshot)
         assert isinstance(snapshot, ParamSnapshot)
         return vector_sha256(snapshot.vector)
@@ -262,6 +265,7 @@ class Session:
         counters, schedule = self.control.counters, self.schedule
         schedule.num_checkpoints += 1
         schedule.metrics_offset = self.metrics.offset
+        schedule.parameters_sha256 = self.parameters_sha256()
         every = self.config.checkpoint.every_env_steps
         schedule.next_checkpoint = (counters.num_env_steps // every + 1) * every
         manifest = Manifest(

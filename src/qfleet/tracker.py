@@ -106,15 +106,18 @@ class Tracker:
             "returns": list(self.returns),
             "num_episodes": self.num_episodes,
             "seconds": self.seconds,
+            "metrics": self.metrics,
             "train_seconds": self.train_seconds,
         }
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Continue from a checkpoint; rates start anew, for they are this process's own."""
-        returns, seconds = state["returns"], state["seconds"]
+        returns, seconds, metrics = state["returns"], state["seconds"], state["metrics"]
         assert isinstance(returns, list)
         assert isinstance(seconds, dict)
+        assert isinstance(metrics, dict)
         self.returns.extend(returns)
         self.num_episodes = int(str(state["num_episodes"]))
         self.seconds = dict(seconds)
+        self.metrics = dict(metrics)
         self._trained_before = float(str(state["train_seconds"]))

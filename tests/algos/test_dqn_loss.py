@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import numpy as np
@@ -38,14 +39,21 @@ def transitions(seed: int, masked: bool) -> Transitions:
     )
 
 
-def linear_networks(seed: int) -> tuple[nn.Linear, nn.Linear]:
+def linear_networks(seed: int) -> tuple[FlatNetwork, FlatNetwork]:
     torch.manual_seed(seed)
-    return nn.Linear(NUM_OBS, NUM_ACTIONS), nn.Linear(NUM_OBS, NUM_ACTIONS)
+    return (
+        FlatNetwork(nn.Linear(NUM_OBS, NUM_ACTIONS)),
+        FlatNetwork(nn.Linear(NUM_OBS, NUM_ACTIONS), trainable=False),
+    )
+
+
+def cpu_batch(data: Transitions) -> Batch:
+    return Batch.of(data, torch.device("cpu"))
 
 
 def reference(
-    online: nn.Linear,
-    target: nn.Linear,
+    online: FlatNetwork,
+    target: FlatNetwork,
     data: Transitions,
     weights: np.ndarray | None,
     *,
@@ -55,8 +63,9 @@ def reference(
 ) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
     """(loss, |TD errors|, d loss / d weight, d loss / d bias), one transition after the other, in float64."""
 
-    def q_values(network: nn.Linear, obs: np.ndarray) -> np.ndarray:
-        return network.weight.detach().numpy().astype(float) @ obs + network.bias.detach().numpy().astype(float)
+    def q_values(network: FlatNetwork, obs: np.ndarray) -> np.ndarray:
+        vector = network.vector.numpy().astype(float)
+        return vector[: NUM_ACTIONS * NUM_OBS].reshape(NUM_ACTIONS, NUM_OBS) @ obs + vector[NUM_ACTIONS * NUM_OBS :]
 
     total, errors = 0.0, []
     weight_grad, bias_grad = np.zeros((NUM_ACTIONS, NUM_OBS)), np.zeros(NUM_ACTIONS)
@@ -90,41 +99,79 @@ def test_loss_priorities_and_gradient(double: bool, loss: str, weighted: bool, m
     data = transitions(seed=2, masked=masked)
     weights = np.random.default_rng(3).random(BATCH).astype(np.float32) if weighted else None
     algorithm = Algorithm(Config(double=double, loss=loss, huber_delta=delta))
-    output = algorithm.loss(
-        online,
-        target,
-        Batch.of(data, torch.device("cpu")),
-        None if weights is None else torch.from_numpy(weights),
+    before = online.vector.clone(), target.vector.clone()
+    assert online.gradient is not None
+    online.gradient.fill_(99.0)  # what was there before must not be added to
+    output = algorithm.backpropagate(
+        online, target, cpu_batch(data), None if weights is None else torch.from_numpy(weights)
     )
-    output.loss.backward()
     expected, errors, weight_grad, bias_grad = reference(
         online, target, data, weights, double=double, loss=loss, delta=delta
     )
     assert output.loss.item() == pytest.approx(expected, rel=1e-5)
     np.testing.assert_allclose(output.priority, errors, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(online.weight.grad, weight_grad, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(online.bias.grad, bias_grad, rtol=1e-4, atol=1e-6)
-    assert target.weight.grad is None, "targets take no gradient"
+    np.testing.assert_allclose(online.gradient, np.concatenate([weight_grad.ravel(), bias_grad]), rtol=1e-4, atol=1e-6)
+    assert torch.equal(before[0], online.vector)
+    assert torch.equal(before[1], target.vector)
     assert not output.priority.requires_grad
+    assert not output.loss.requires_grad
 
 
 def test_the_options_really_differ() -> None:
     online, target = linear_networks(seed=1)
-    batch = Batch.of(transitions(seed=2, masked=False), torch.device("cpu"))
+    batch = cpu_batch(transitions(seed=2, masked=False))
     losses = {
-        (double, loss): Algorithm(Config(double=double, loss=loss)).loss(online, target, batch, None).loss.item()
+        Algorithm(Config(double=double, loss=loss)).backpropagate(online, target, batch, None).loss.item()
         for double in (False, True)
         for loss in ("huber", "mse")
     }
-    assert len(set(losses.values())) == 4
+    assert len(losses) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "network"),
+    [
+        ({}, {}),
+        ({}, {"layer_norm": True, "activation": "tanh"}),
+        ({}, {"normalize_observations": True}),
+        ({"dueling": True}, {"layer_norm": True}),
+        ({"noisy": True}, {}),
+        ({"noisy": True, "dueling": True}, {"activation": "silu"}),
+    ],
+)
+def test_the_gradient_of_a_whole_network_is_autograds(options: dict[str, bool], network: dict[str, object]) -> None:
+    algorithm = Algorithm(Config(double=False, loss="mse", **options))
+    spec = EnvSpec("Decoy-v99", (NUM_OBS,), "float32", NUM_ACTIONS)
+    torch.manual_seed(5)
+    module = algorithm.build_network(NetworkConfig(hidden=(8, 6), **network), spec)
+    module.torso.observe(torch.randn(50, NUM_OBS) * 3 + 1)
+    for layer in noisy_layers(module):
+        layer.resample(torch.Generator().manual_seed(6))
+    target = FlatNetwork(copy.deepcopy(module), trainable=False)
+    reference_module = copy.deepcopy(module)
+    online = FlatNetwork(module)
+    data = transitions(seed=2, masked=False)
+    output = algorithm.backpropagate(online, target, cpu_batch(data), None)
+
+    obs, next_obs, action = map(torch.from_numpy, (data.obs, data.next_obs, data.action))
+    goal = torch.from_numpy(data.reward) + torch.from_numpy(data.discount) * reference_module(next_obs).amax(1).detach()
+    error = reference_module(obs)[torch.arange(BATCH), action] - goal
+    loss = (0.5 * error**2).mean()
+    gradient = torch.autograd.grad(loss, list(reference_module.parameters()))
+    assert online.gradient is not None
+    np.testing.assert_allclose(online.gradient, torch.cat([g.reshape(-1) for g in gradient]), rtol=1e-4, atol=1e-6)
+    assert output.loss.item() == pytest.approx(loss.item(), rel=1e-5)
+    np.testing.assert_allclose(
+        infer_action_values(algorithm, online, data.obs), reference_module(obs).detach(), rtol=1e-4, atol=1e-6
+    )
 
 
 def test_one_transition_by_hand() -> None:
     # Q(s, .) = obs * weight: obs 2 gives (2, 4), the next obs 3 gives online (3, 6) and target (30, 9).
-    online, target = nn.Linear(1, 2, bias=False), nn.Linear(1, 2, bias=False)
-    with torch.no_grad():
-        online.weight.copy_(torch.tensor([[1.0], [2.0]]))
-        target.weight.copy_(torch.tensor([[10.0], [3.0]]))
+    online = FlatNetwork(nn.Linear(1, 2, bias=False))
+    target = FlatNetwork(nn.Linear(1, 2, bias=False), trainable=False)
+    online.vector.copy_(torch.tensor([1.0, 2.0]))
+    target.vector.copy_(torch.tensor([10.0, 3.0]))
     data = Transitions(
         obs=np.array([[2.0]], np.float32),
         action=np.array([1]),
@@ -132,12 +179,14 @@ def test_one_transition_by_hand() -> None:
         discount=np.array([0.5], np.float32),
         next_obs=np.array([[3.0]], np.float32),
     )
-    batch = Batch.of(data, torch.device("cpu"))
+    batch = cpu_batch(data)
     # Double: online prefers action 1, which the target values at 9: 1 + 0.5 * 9 = 5.5; error 4 - 5.5 = -1.5.
-    double = Algorithm(Config(double=True, loss="mse")).loss(online, target, batch, None)
+    double = Algorithm(Config(double=True, loss="mse")).backpropagate(online, target, batch, None)
     assert (double.loss.item(), double.priority.item(), double.mean_value.item()) == (1.125, 1.5, 4.0)
+    # d loss / d weight: -1.5 * obs 2, for the action taken only.
+    np.testing.assert_array_equal(online.gradient, [0.0, -3.0])
     # Plain: the target's own best is 30: 1 + 15 = 16; error -12; huber with delta 1: 12 - 0.5.
-    plain = Algorithm(Config(double=False, loss="huber")).loss(online, target, batch, None)
+    plain = Algorithm(Config(double=False, loss="huber")).backpropagate(online, target, batch, None)
     assert (plain.loss.item(), plain.priority.item()) == (11.5, 12.0)
 
 
@@ -149,12 +198,12 @@ def test_the_network_has_the_head_that_is_asked_for(dueling: bool, noisy: bool) 
     network = algorithm.build_network(NetworkConfig(hidden=(5,)), spec)
     assert isinstance(network.head, DuelingHead if dueling else LinearHead)
     assert bool(noisy_layers(network)) == noisy
-    assert algorithm.action_values(network, torch.zeros(6, NUM_OBS)).shape == (6, NUM_ACTIONS)
+    assert algorithm.action_values(FlatNetwork(network), torch.zeros(6, NUM_OBS)).shape == (6, NUM_ACTIONS)
 
 
 def test_inference_takes_no_gradient_and_gives_numpy() -> None:
     algorithm = Algorithm(Config())
-    network = FlatNetwork(linear_networks(seed=4)[0])
+    network = linear_networks(seed=4)[0]
     obs = np.ones((2, NUM_OBS), np.float32)
     values = infer_action_values(algorithm, network, obs)
     np.testing.assert_allclose(values, network.module(torch.from_numpy(obs)).detach())

@@ -86,6 +86,21 @@ def test_half_square_has_the_error_as_gradient() -> None:
     np.testing.assert_array_equal(error.grad, [3.0, -4.0])
 
 
+def test_huber_gradient_is_autograds() -> None:
+    error = torch.tensor([0.2, -0.25, 0.3, 3.0, -99.0], requires_grad=True)
+    q_learning.huber(error, 0.3).sum().backward()
+    np.testing.assert_allclose(q_learning.huber_gradient(error.detach(), 0.3), [0.2, -0.25, 0.3, 0.3, -0.3])
+    np.testing.assert_allclose(error.grad, [0.2, -0.25, 0.3, 0.3, -0.3])
+
+
+def test_scatter_to_actions_puts_one_entry_a_row_and_transposes_select() -> None:
+    scattered = q_learning.scatter_to_actions(torch.tensor([5.0, -7.0]), torch.tensor([2, 0]), 3)
+    np.testing.assert_array_equal(scattered, [[0, 0, 5], [-7, 0, 0]])
+    # <select(Q), g> = <Q, scatter(g)>: 5 * 3 + -7 * 4.
+    q_values = torch.tensor([[99.0, 98.0, 3.0], [4.0, 99.0, 98.0]])
+    assert (q_values * scattered).sum().item() == 5 * 3 - 7 * 4
+
+
 @pytest.mark.parametrize("double", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("seed", range(5))

@@ -93,12 +93,12 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class LossOutput:
-    """What a loss gives the learner.
+    """What a loss gives the learner beside the gradient; all detached.
 
     Attributes:
-        loss: scalar, mean over the batch of the weighted per-transition losses; its gradient is taken.
-        priority: float [B], |TD error| of each transition, detached.
-        mean_value: scalar, mean Q of the actions taken, detached.
+        loss: scalar, mean over the batch of the weighted per-transition losses.
+        priority: float [B], |TD error| of each transition.
+        mean_value: scalar, mean Q of the actions taken.
     """
 
     loss: Tensor
@@ -112,18 +112,19 @@ class Algorithm(Protocol):
     def build_network(self, network: NetworkConfig, spec: EnvSpec) -> nn.Module:
         """A fresh network, mapping observations [B, *O] to whatever the loss reads."""
 
-    def action_values(self, network: nn.Module, obs: Tensor) -> Tensor:
-        """float [B, A], what a greedy policy maximises."""
+    def action_values(self, network: FlatNetwork, obs: Tensor) -> Tensor:
+        """float [B, A], what a greedy policy maximises; no gradient."""
 
-    def loss(self, online: nn.Module, target: nn.Module, batch: Batch, weights: Tensor | None) -> LossOutput:
-        """The loss of a batch; `weights` float [B] are importance weights, None for all ones."""
+    def backpropagate(
+        self, online: FlatNetwork, target: FlatNetwork, batch: Batch, weights_B: Tensor | None
+    ) -> LossOutput:
+        """Fill online.gradient from a batch; `weights_B` are importance weights, None for all ones."""
 
 
 def infer_action_values(algorithm: Algorithm, network: FlatNetwork, obs: Array) -> FloatArray:
     """One inference call for a batch of observations, no gradient: [E, *O] -> float32 [E, A]."""
-    with torch.inference_mode():
-        obs_EO = torch.from_numpy(obs)
-        if network.vector.is_cuda:
-            obs_EO = obs_EO.to(network.vector.device, non_blocking=True)
-        values: FloatArray = algorithm.action_values(network.module, obs_EO).cpu().numpy()
-        return values
+    obs_EO = torch.from_numpy(obs)
+    if network.vector.is_cuda:
+        obs_EO = obs_EO.to(network.vector.device, non_blocking=True)
+    values: FloatArray = algorithm.action_values(network, obs_EO).cpu().numpy()
+    return values

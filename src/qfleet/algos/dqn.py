@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from qfleet.algos.base import AlgorithmConfig, Batch, LossOutput
 from qfleet.config import PositiveFloat
+from qfleet.networks.flat import FlatNetwork
 from qfleet.networks.heads import DuelingHead, LinearHead, QNetwork
 from qfleet.networks.torso import NetworkConfig, Torso
 from qfleet.ops import q_learning
@@ -46,30 +47,51 @@ class Algorithm:
         head_class = DuelingHead if self.config.dueling else LinearHead
         return QNetwork(torso, head_class(torso.num_features, spec.num_actions, noisy=self.config.noisy))
 
-    def action_values(self, network: nn.Module, obs: Tensor) -> Tensor:
+    def action_values(self, network: FlatNetwork, obs: Tensor) -> Tensor:
         """[B, *O] -> float [B, A]."""
-        values: Tensor = network(obs)
+        values: Tensor = network.infer(obs)
         return values
 
     @torch.no_grad()
-    def targets(self, online: nn.Module, target: nn.Module, batch: Batch) -> Tensor:
+    def targets(self, online: FlatNetwork, target: FlatNetwork, batch: Batch) -> Tensor:
         """What Q(s, a) should be: float [B]."""
-        next_q_target_BA = target(batch.next_obs)
+        next_q_target_BA = target.infer(batch.next_obs)
         if self.config.double:
-            next_value_B = q_learning.double_q_value(next_q_target_BA, online(batch.next_obs), batch.next_action_mask)
+            next_q_online_BA = online.infer(batch.next_obs)
+            next_value_B = q_learning.double_q_value(next_q_target_BA, next_q_online_BA, batch.next_action_mask)
         else:
             next_value_B = q_learning.max_value(next_q_target_BA, batch.next_action_mask)
         return q_learning.bootstrapped_target(batch.reward, batch.discount, next_value_B)
 
-    def loss(self, online: nn.Module, target: nn.Module, batch: Batch, weights: Tensor | None) -> LossOutput:
-        """Mean over the batch of weight * (huber or half-squared TD error)."""
-        target_B = self.targets(online, target, batch)
-        value_B = q_learning.select_action_values(online(batch.obs), batch.action)
+    @torch.no_grad()
+    def loss(
+        self, q_values_BA: Tensor, target_B: Tensor, action_B: Tensor, weights_B: Tensor | None
+    ) -> tuple[Tensor, LossOutput]:
+        """Mean over the batch of weight * (huber or half-squared TD error).
+
+        Its gradient in the Q-values is so short that it is written out: autograd would cost more than the network.
+
+        Returns:
+            The gradient, float [B, A], and what the learner reports.
+        """
+        value_B = q_learning.select_action_values(q_values_BA, action_B)
         error_B = value_B - target_B
         if self.config.loss == "huber":
             losses_B = q_learning.huber(error_B, self.config.huber_delta)
+            gradient_B = q_learning.huber_gradient(error_B, self.config.huber_delta)
         else:
             losses_B = q_learning.half_square(error_B)
-        if weights is not None:
-            losses_B = losses_B * weights
-        return LossOutput(losses_B.mean(), error_B.detach().abs(), value_B.detach().mean())
+            gradient_B = error_B
+        gradient_B = gradient_B / len(error_B)
+        if weights_B is not None:
+            losses_B = losses_B * weights_B
+            gradient_B = gradient_B * weights_B
+        gradient_BA = q_learning.scatter_to_actions(gradient_B, action_B, q_values_BA.shape[1])
+        return gradient_BA, LossOutput(losses_B.mean(), error_B.abs(), value_B.mean())
+
+    def backpropagate(
+        self, online: FlatNetwork, target: FlatNetwork, batch: Batch, weights_B: Tensor | None
+    ) -> LossOutput:
+        """Fill online.gradient with the gradient of `loss` on a batch."""
+        target_B = self.targets(online, target, batch)
+        return online.backpropagate(batch.obs, lambda values: self.loss(values, target_B, batch.action, weights_B))

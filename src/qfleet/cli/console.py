@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -54,6 +56,11 @@ class Output:
         """A warning, on standard error in every mode."""
         print(f"note: {line}", file=sys.stderr, flush=True)
 
+    def interrupted(self, run_dir: Path) -> None:
+        """What an interrupted run left, and the command that continues it; on standard error in every mode."""
+        command = f"qfleet train --resume {shlex.quote(str(run_dir))}"
+        print(f"interrupted: saved; continue with: {command}", file=sys.stderr, flush=True)
+
     def result(self, values: Mapping[str, object], line: str | None = None) -> None:
         """The result: as JSON, else as `line` where there is one."""
         if self.as_json:
@@ -84,7 +91,7 @@ class Group(TyperGroup):
         """Parse and run; exits unless `standalone_mode` is off."""
         argv = list(sys.argv[1:] if args is None else args)
         try:
-            code = super().main(argv, prog_name, complete_var, False, windows_expand_args, **extra)
+            code = super().main(argv, prog_name or "qfleet", complete_var, False, windows_expand_args, **extra)
         except Exception as error:
             code = report(error, as_json="--json" in argv, debug="--debug" in argv)
         code = code if isinstance(code, int) else 0

@@ -86,12 +86,12 @@ class Progress:
     def __init__(self, experiment: Experiment, label: str, is_shown: bool) -> None:
         self.experiment = experiment
         self.label = label
-        self.is_shown = is_shown
+        self._is_shown = is_shown
         self._is_terminal = is_shown and sys.stderr.isatty()
         self._live: Live | None = None
         self._validation: float | None = None
         now = time.perf_counter()
-        self._next = now + (RENEW_SECONDS if self._is_terminal else PLAIN_SECONDS) if is_shown else float("inf")
+        self._next = now + (RENEW_SECONDS if self._is_terminal else PLAIN_SECONDS)
         self._last_line = now
         self._origin: tuple[float, list[float], bool] | None = None
 
@@ -107,7 +107,7 @@ class Progress:
 
     def close(self) -> None:
         """Take the display away; nothing is shown from here on. May be called from a signal handler."""
-        self._next = float("inf")
+        self._is_shown = False
         live, self._live = self._live, None
         if live is not None:
             # A handler may have struck in the middle of a renewal; an untidy line is no reason to fail.
@@ -116,6 +116,8 @@ class Progress:
 
     def update(self, event: Event) -> None:
         """Take note of an event, and renew the display when it is time."""
+        if not self._is_shown:
+            return
         now = time.perf_counter()
         kind = type(event)
         if kind is Validated:
@@ -130,13 +132,15 @@ class Progress:
 
     def _renew(self, now: float) -> None:
         session = self.experiment.session
-        if session is None or not self.is_shown:
+        if session is None:
             return
         status = self._read(session, now)
         if self._live is not None:
             self._live.show(self._lines(status))
-        elif not self._is_terminal:
-            print("  ".join([status.steps(), status.returns(), status.speeds(), status.left()]), file=sys.stderr)
+        else:
+            print(
+                "  ".join([status.steps(), status.returns(), status.speeds(), status.left()]).rstrip(), file=sys.stderr
+            )
         self._last_line = now
         done = time.perf_counter()
         rest = RENEW_SECONDS if self._is_terminal else PLAIN_SECONDS
@@ -145,7 +149,7 @@ class Progress:
     def _tell_last_episodes(self) -> None:
         """Training is over and the held-out episodes are next; on a slow environment that takes a while."""
         session = self.experiment.session
-        if session is None or session.stop_reason in (None, "interrupted") or self._next == float("inf"):
+        if session is None or session.stop_reason in (None, "interrupted"):
             return
         line = f"training is over; playing {self.experiment.config.evaluation.final_episodes} held-out episodes"
         if self._live is not None:
@@ -154,6 +158,7 @@ class Progress:
             self._live.show(Text(line))
         else:
             print(line, file=sys.stderr)
+        self._next = float("inf")
 
     def _read(self, session: Session, now: float) -> Status:
         tracker, counters, stop = session.tracker, session.control.counters, session.config.stop

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,6 +26,38 @@ EXAMPLES = examples(
     "qfleet train --resume runs/acrobot --max-env-steps 400000",
 )
 
+EnvArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="ENV", help="A Gymnasium environment: CartPole-v1, or my_package:MyEnv-v0."),
+]
+AlgoOption = Annotated[str | None, typer.Option(metavar="NAME", help="What is learned (dqn).")]
+StrategyOption = Annotated[str | None, typer.Option(metavar="NAME", help="How the work is split (serial).")]
+EngineOption = Annotated[str | None, typer.Option(metavar="NAME", help="Where it runs (inline).")]
+WorkersOption = Annotated[int | None, typer.Option(metavar="N", min=1, help="Workers, where the strategy has any.")]
+SeedOption = Annotated[int | None, typer.Option(metavar="S", min=0, help="Seed of all random numbers.")]
+RecipeOption = Annotated[
+    str | None, typer.Option(metavar="NAME|FILE", help="What to start from; else the environment's own recipe.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a field by its dotted name; may be repeated."),
+]
+UntilReturnOption = Annotated[
+    str | None,
+    typer.Option(metavar="R", help="Stop once validation confirms this mean return; or: registered, never."),
+]
+MaxEnvStepsOption = Annotated[int | None, typer.Option(metavar="N", help="Stop after N env steps.")]
+MaxSecondsOption = Annotated[float | None, typer.Option(metavar="T", help="Stop after T seconds of training.")]
+SeedsOption = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="Run N seeds one after the other; report the spread.")
+]
+RunDirOption = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="A new directory for the run; else one under runs/.")
+]
+ResumeOption = Annotated[
+    Path | None, typer.Option(metavar="RUN_DIR", help="Continue a run from its newest checkpoint.")
+]
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -47,39 +78,20 @@ def add_to(app: typer.Typer) -> None:
 
 
 def train(
-    env: Annotated[
-        str | None,
-        typer.Argument(metavar="ENV", help="A Gymnasium environment: CartPole-v1, or my_package:MyEnv-v0."),
-    ] = None,
-    algo: Annotated[str | None, typer.Option(metavar="NAME", help="What is learned (dqn).")] = None,
-    strategy: Annotated[str | None, typer.Option(metavar="NAME", help="How the work is split (serial).")] = None,
-    engine: Annotated[str | None, typer.Option(metavar="NAME", help="Where it runs (inline).")] = None,
-    workers: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Workers, where the strategy has any.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(metavar="S", min=0, help="Seed of all random numbers.")] = None,
-    recipe: Annotated[
-        str | None, typer.Option(metavar="NAME|FILE", help="What to start from; else the environment's own recipe.")
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a field by its dotted name; may be repeated."),
-    ] = None,
-    until_return: Annotated[
-        str | None,
-        typer.Option(metavar="R", help="Stop once validation confirms this mean return; or: registered, never."),
-    ] = None,
-    max_env_steps: Annotated[int | None, typer.Option(metavar="N", help="Stop after N env steps.")] = None,
-    max_seconds: Annotated[float | None, typer.Option(metavar="T", help="Stop after T seconds of training.")] = None,
-    seeds: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Run N seeds one after the other; report the spread.")
-    ] = None,
-    run_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="A new directory for the run; else one under runs/.")
-    ] = None,
-    resume: Annotated[
-        Path | None, typer.Option(metavar="RUN_DIR", help="Continue a run from its newest checkpoint.")
-    ] = None,
+    env: EnvArgument = None,
+    algo: AlgoOption = None,
+    strategy: StrategyOption = None,
+    engine: EngineOption = None,
+    workers: WorkersOption = None,
+    seed: SeedOption = None,
+    recipe: RecipeOption = None,
+    settings: SetOption = None,
+    until_return: UntilReturnOption = None,
+    max_env_steps: MaxEnvStepsOption = None,
+    max_seconds: MaxSecondsOption = None,
+    seeds: SeedsOption = None,
+    run_dir: RunDirOption = None,
+    resume: ResumeOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
@@ -231,7 +243,7 @@ def run_one(experiment: Experiment, out: Output, interrupts: Interrupts) -> int:
         for line in ["", "what to type next", *next_commands(summary)]:
             out.say(line)
     if interrupted:
-        out.note(f"interrupted: saved; continue with: qfleet train --resume {shlex.quote(str(experiment.run_dir))}")
+        out.interrupted(experiment.run_dir)
     out.result(summary, run_line(summary) if out.quiet and not interrupted else None)
     return interrupts.exit_code if interrupted else 0
 
@@ -254,7 +266,7 @@ def run_series(series: Series, out: Output, interrupts: Interrupts) -> int:
             summaries.append(summary)
             out.say(run_line(summary))
         if interrupts.number is not None:
-            out.note(f"interrupted: saved; continue with: qfleet train --resume {shlex.quote(str(series.run_dir))}")
+            out.interrupted(series.run_dir)
             break
     if not num_run:
         raise UsageError(f"{series.run_dir}: all {len(series.seeds)} runs are complete; to go on, raise a stop option")
@@ -275,6 +287,7 @@ def play(experiment: Experiment, out: Output, interrupts: Interrupts, label: str
 
     if interrupts.number is not None:
         experiment.interrupt()  # the signal came while it was being set up
+    experiment.check_run_dir()
     out.say(experiment.describe())
     told = len(experiment.warnings)
     for warning in experiment.warnings:

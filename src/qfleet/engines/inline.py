@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 
 from qfleet.engines.base import EngineConfig, Future, RoleRef
-from qfleet.errors import CallFailed, QfleetError, RoleDied
+from qfleet.errors import CallFailed, QfleetError, RoleDied, ValueLost
 from qfleet.seeding import derive_generator, generator_state, set_generator_state
 from qfleet.types import Receipt, Reply
 
@@ -51,7 +51,7 @@ class Engine:
         """Queue the call; it runs inside a later `wait`."""
         future = Future(role, method, lane)
         for argument in args:
-            if isinstance(argument, Future) and argument.receipt is None:
+            if isinstance(argument, Future) and argument.receipt is None and argument.error is None:
                 raise ValueError(f"{role.name}.{method}: an argument of {argument.method} is not completed yet")
         queues = self._pending.setdefault(lane, {})
         queue = queues.get(role.name)
@@ -120,6 +120,10 @@ class Engine:
         if role is None:
             future.error = RoleDied(future.role.name, 0)
             return
+        for argument in args:
+            if isinstance(argument, Future) and argument.error is not None:
+                future.error = ValueLost(argument.role.name)  # its payload never came to be; None would pass for one
+                return
         values = [argument.payload if isinstance(argument, Future) else argument for argument in args]
         try:
             answer = getattr(role, future.method)(*values)
@@ -128,7 +132,6 @@ class Engine:
             failure = CallFailed(future.role.name, future.method, cause, traceback.format_exc())
             failure.__cause__ = error
             future.error = failure
-            future.receipt = Receipt()
             return
         if isinstance(answer, Reply):
             future.receipt, future.payload = answer.receipt, answer.payload

@@ -6,8 +6,11 @@ in this process, or one process each.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import multiprocessing
+import os
+import signal
 from typing import Any
 
 import gymnasium as gym
@@ -86,7 +89,16 @@ def _make_vector_env(source: EnvSource, config: EnvConfig, num_envs: int) -> Any
     if context == "forkserver":
         # The server imports once what each of its children would otherwise import again.
         multiprocessing.set_forkserver_preload(["__main__", __name__])
+    builders = [functools.partial(_build_in_child, source, os.getpid())] * num_envs
     return gym.vector.AsyncVectorEnv(builders, copy=False, context=context, autoreset_mode=mode)
+
+
+def _build_in_child(source: EnvSource, parent: int) -> gym.Env[Any, Any]:
+    """One copy in its own process, which ignores Ctrl-C: that reaches every process of a terminal, and the run still
+    has to save itself. (Gymnasium also makes one copy in the parent, to see its spaces.)"""
+    if os.getpid() != parent:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return source.build()
 
 
 def _make_native(source: EnvSource, autoreset: str, num_envs: int) -> AnyVectorEnv:

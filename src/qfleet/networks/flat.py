@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from qfleet.errors import CheckpointError, UsageError
+from qfleet.networks.explicit import ExplicitMLP
 from qfleet.types import ParamSnapshot
+
+Result = TypeVar("Result")
 
 
 class FlatNetwork:
     """A module together with the vectors that its parameters, gradients and float buffers are views of.
 
     Attributes:
-        module: the network; call it through `network(obs)`.
+        module: the network itself; `infer` and `backpropagate` are how roles use it.
         vector: float32 [P], all parameters in the order of `module.named_parameters()`.
         gradient: float32 [P], filled by `backward`; None for a network that is never trained (a target, an actor).
         buffers: float32 [F], all floating-point buffers.
@@ -55,6 +60,40 @@ class FlatNetwork:
             value.set_(self.buffers[offset:end].view(value.shape))  # type: ignore[call-overload]
             offset = end
         self.layout_hash = layout_hash(self.module)
+        self._explicit = ExplicitMLP.of(self.module)
+
+    def infer(self, obs: Tensor) -> Any:
+        """The network's output without gradients: [B, *O] -> what the module returns."""
+        with torch.no_grad():
+            if self._explicit is None:
+                return self.module(obs)
+            output = self._explicit.forward(obs)
+            return output if self._explicit.tail is None else self._explicit.tail(output)
+
+    def backpropagate(self, obs: Tensor, gradient_of: Callable[[Tensor], tuple[Tensor, Result]]) -> Result:
+        """Fill `gradient` with the gradient of a loss of the network's output.
+
+        Args:
+            obs: [B, *O].
+            gradient_of: maps the output, detached, to the loss's gradient in it and whatever the caller wants back.
+
+        Returns:
+            The second value of `gradient_of`.
+        """
+        assert self.gradient is not None, "this network is not trainable"
+        self.gradient.zero_()
+        explicit = self._explicit
+        if explicit is None:
+            return _backward(self.module(obs), gradient_of)
+        hidden, cache = explicit.forward_cached(obs)
+        if explicit.tail is None:
+            gradient, result = gradient_of(hidden)
+        else:
+            result = _backward(explicit.tail(hidden.requires_grad_()), gradient_of)
+            assert hidden.grad is not None
+            gradient = hidden.grad
+        explicit.backward(cache, gradient)
+        return result
 
     @property
     def num_parameters(self) -> int:
@@ -103,3 +142,9 @@ def vector_sha256(vector: np.ndarray) -> str:
 def _as_tensor(values: np.ndarray) -> Tensor:
     # A read-only array must not become a writable tensor; the copy is of a vector and happens once per pull.
     return torch.from_numpy(values if values.flags.writeable else values.copy())
+
+
+def _backward(output: Tensor, gradient_of: Callable[[Tensor], tuple[Tensor, Result]]) -> Result:
+    gradient, result = gradient_of(output.detach())
+    output.backward(gradient)  # type: ignore[no-untyped-call]
+    return result

@@ -35,7 +35,7 @@ class VectorOptimizer:
 
     Attributes:
         moments: float32 [M, P], the state vectors: M = 2 for adam (first, second), 1 for rmsprop, 0 for sgd.
-        num_steps: steps taken.
+        num_steps: float scalar tensor, steps taken.
     """
 
     def __init__(self, config: OptimizerConfig, learning_rate: float, vector: Tensor) -> None:
@@ -44,7 +44,7 @@ class VectorOptimizer:
         self.vector = vector
         num_moments = {"adam": 2, "rmsprop": 1, "sgd": 0}[config.name]
         self.moments = torch.zeros(num_moments, vector.numel(), device=vector.device)
-        self.num_steps = 0
+        self.num_steps = torch.zeros((), device=vector.device)
 
     def current_learning_rate(self, num_updates: int) -> float:
         """The schedule's value after `num_updates` global updates."""
@@ -59,7 +59,6 @@ class VectorOptimizer:
         """Apply one gradient (float32 [P]) to the vector, in place."""
         config = self.config
         rate = self.current_learning_rate(num_updates)
-        self.num_steps += 1
         if config.name == "adam":
             first, second = self.moments[0], self.moments[1]
             adam_step_(
@@ -67,5 +66,7 @@ class VectorOptimizer:
             )
         elif config.name == "rmsprop":
             rmsprop_step_(self.vector, gradient, self.moments[0], rate, config.rmsprop_decay, config.epsilon)
+            self.num_steps += 1
         else:
             sgd_step_(self.vector, gradient, rate)
+            self.num_steps += 1

@@ -13,13 +13,15 @@ def greedy(q_values_EA: FloatArray, action_mask_EA: BoolArray | None = None) -> 
     assert q_values_EA.ndim == 2
     if action_mask_EA is not None:
         q_values_EA = np.where(action_mask_EA, q_values_EA, -np.inf)
-    return np.argmax(q_values_EA, axis=1)
+    actions_E: IntArray = q_values_EA.argmax(axis=1)
+    return actions_E
 
 
 def random_legal(num_actions: int, action_mask_EA: BoolArray, generator: np.random.Generator) -> IntArray:
     """One legal action a row, each legal one equally likely. bool [E, A] -> int64 [E]."""
     keys_EA = generator.random((len(action_mask_EA), num_actions))
-    return np.argmax(np.where(action_mask_EA, keys_EA, -1.0), axis=1)
+    actions_E: IntArray = np.where(action_mask_EA, keys_EA, -1.0).argmax(axis=1)
+    return actions_E
 
 
 def epsilon_greedy(

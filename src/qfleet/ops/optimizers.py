@@ -5,9 +5,8 @@ A server that holds a slice of the vector calls the same functions on its slice.
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
+from torch.optim.adam import adam
 
 
 def adam_step_(
@@ -15,22 +14,35 @@ def adam_step_(
     gradient: Tensor,
     first_moment: Tensor,
     second_moment: Tensor,
-    num_steps: int,
+    num_steps: Tensor,
     learning_rate: float,
     beta1: float,
     beta2: float,
     epsilon: float,
 ) -> None:
-    """Adam (Kingma and Ba 2015, algorithm 1). float [P] each; `num_steps` counts this one, from 1.
+    """Adam (Kingma and Ba 2015, algorithm 1) by torch's fused kernel: one pass over memory instead of five.
 
-    Updates `vector`, `first_moment` and `second_moment`.
+    Args:
+        vector, gradient, first_moment, second_moment: float [P] each; all but the gradient are updated.
+        num_steps: float scalar, steps taken before this one; grows by one.
+        learning_rate, beta1, beta2, epsilon: as in the paper.
     """
-    first_moment.lerp_(gradient, 1.0 - beta1)
-    second_moment.mul_(beta2).addcmul_(gradient, gradient, value=1.0 - beta2)
-    bias1 = 1.0 - beta1**num_steps
-    bias2 = 1.0 - beta2**num_steps
-    denominator = second_moment.sqrt().div_(math.sqrt(bias2)).add_(epsilon)
-    vector.addcdiv_(first_moment, denominator, value=-learning_rate / bias1)
+    adam(
+        [vector],
+        [gradient],
+        [first_moment],
+        [second_moment],
+        [],
+        [num_steps],
+        fused=True,
+        amsgrad=False,
+        beta1=beta1,
+        beta2=beta2,
+        lr=learning_rate,
+        weight_decay=0.0,
+        eps=epsilon,
+        maximize=False,
+    )
 
 
 def rmsprop_step_(

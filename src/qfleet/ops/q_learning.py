@@ -65,5 +65,20 @@ def half_square(error: Tensor) -> Tensor:
     return 0.5 * error.square()
 
 
+def huber_gradient(error: Tensor, delta: float) -> Tensor:
+    """d huber / d e = e clipped to [-delta, delta]. Elementwise."""
+    return error.clamp(-delta, delta)
+
+
+def scatter_to_actions(gradient_B: Tensor, action_B: Tensor, num_actions: int) -> Tensor:
+    """The gradient in Q(s, a) of the actions taken, and 0 for the others: float [B], int64 [B] -> float [B, A].
+
+    The transpose of `select_action_values`.
+    """
+    _assert_rank(gradient_B, 1)
+    zeros_BA = gradient_B.new_zeros(len(gradient_B), num_actions)
+    return zeros_BA.scatter_(1, action_B.unsqueeze(1), gradient_B.unsqueeze(1))
+
+
 def _assert_rank(value: Tensor, rank: int) -> None:
     assert value.dim() == rank, f"expected rank {rank}, got shape {tuple(value.shape)}"

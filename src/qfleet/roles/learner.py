@@ -70,9 +70,7 @@ class Learner:
         if self._observe is not None and self.online.buffers.numel():
             self._observe(batch.obs)
             self.target.buffers.copy_(self.online.buffers)
-        vector.zero_()
-        output = self.algorithm.loss(self.online.module, self.target.module, batch, self._weights(sample))
-        output.loss.backward()  # type: ignore[no-untyped-call]
+        output = self.algorithm.backpropagate(self.online, self.target, batch, self._weights(sample))
         self._check_and_clip(output, vector, sample)
         return output.priority.cpu().numpy()
 
@@ -114,7 +112,7 @@ class Learner:
         return torch.from_numpy(weights).to(self._device)
 
     def _check_and_clip(self, output: LossOutput, vector: torch.Tensor, sample: Sample) -> None:
-        loss = float(output.loss.detach())
+        loss = float(output.loss)
         norm = float(torch.linalg.vector_norm(vector))
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise DivergenceError(describe_divergence(self.version + 1, loss, norm, sample))
@@ -136,7 +134,7 @@ class Learner:
         }
         return arrays, {
             "version": self.version,
-            "optimizer_steps": self.optimizer.num_steps,
+            "optimizer_steps": float(self.optimizer.num_steps),
             "layout_hash": self.online.layout_hash,
         }
 
@@ -151,7 +149,7 @@ class Learner:
         self.online.load(ParamSnapshot(version, arrays["online"], arrays["online_buffers"], layout_hash))
         self.target.load(ParamSnapshot(version, arrays["target"], arrays["target_buffers"], layout_hash))
         self.optimizer.moments.copy_(torch.from_numpy(arrays["moments"].copy()))
-        self.optimizer.num_steps = int(str(values["optimizer_steps"]))
+        self.optimizer.num_steps.fill_(float(str(values["optimizer_steps"])))
         self.noise_generator.set_state(torch.from_numpy(arrays["learner_noise"].copy()))
         self.version = version
 

@@ -97,6 +97,7 @@ class Worker:
         if flushed is not None and len(flushed):
             self.replay.insert(flushed)
             receipt.num_inserted = len(flushed)
+        self.learner.snapshot()  # raises where a parameter is NaN or infinite: that is no good checkpoint
         learner_arrays, learner_values = self.learner.state_dict()
         actor_arrays, actor_values = self.actor.state_dict()
         metadata = {"learner": json.dumps(learner_values), "actor": json.dumps(actor_values)}
