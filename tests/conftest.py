@@ -19,6 +19,7 @@ TINY: dict[str, Any] = {
     "env.num_envs": 4,
     "algo.batch_size": 16,
     "algo.n_step": 1,
+    "algo.target_update": "hard",
     "algo.target_period_updates": 10,
     "algo.exploration.decay_env_steps": 200,
     "network.hidden": [16],

@@ -74,12 +74,18 @@ class ReplayConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """Validation during training, and the held-out score at the end; both greedy, on complete episodes."""
+    """Validation during training, and the held-out score at the end; both greedy, on complete episodes.
+
+    `num_envs` None takes one environment per episode where the environment has its own vector version, else at most 16.
+    `max_episode_steps` is the time limit of an evaluation episode where the environment has none, so that a policy
+    that never ends an episode cannot hold up a run.
+    """
 
     every_env_steps: PositiveInt = 10_000
     episodes: PositiveInt = 20
     final_episodes: PositiveInt = 100
     num_envs: PositiveInt | None = None
+    max_episode_steps: PositiveInt = 27_000
 
 
 class StopConfig(Section):

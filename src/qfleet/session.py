@@ -126,7 +126,7 @@ class Session:
         self.metrics = MetricsWriter(
             run_dir, tensorboard=config.logging.tensorboard, offset=self.schedule.metrics_offset
         )
-        self.evaluator = engine.spawn("evaluator", Evaluator, blueprint, config.evaluation.num_envs)
+        self.evaluator = engine.spawn("evaluator", Evaluator, blueprint, config.evaluation)
 
     def interrupt(self) -> None:
         """Save at the next opportunity and stop; safe to call from a signal handler."""

@@ -16,6 +16,7 @@ import torch
 
 import qfleet
 from qfleet.checkpoint import CheckpointStore
+from qfleet.config import EvaluationConfig
 from qfleet.envs.toy import Identity, MaskedChain
 from qfleet.errors import ConfigError, UsageError
 from qfleet.experiment import Experiment, Finished
@@ -352,7 +353,7 @@ def test_first_weights_are_the_same_in_every_role(tiny: dict[str, Any]) -> None:
     vectors = [
         *(worker.learner.online.vector for worker in workers),
         *(worker.learner.target.vector for worker in workers),
-        Evaluator(blueprint, 1).network.vector,
+        Evaluator(blueprint, EvaluationConfig(num_envs=1)).network.vector,
         Actor(blueprint, "actor-5", blueprint.build_network(trainable=False)).network.vector,
     ]
     assert all(torch.equal(vectors[0], vector) for vector in vectors)

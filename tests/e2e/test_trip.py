@@ -6,6 +6,7 @@ envs -> actor and n-step adder -> replay row and key -> sample -> learner batch 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from qfleet.algos.base import Batch
+from qfleet.config import EvaluationConfig
 from qfleet.envs.make import probe_spec
 from qfleet.networks.flat import vector_sha256
 from qfleet.policy import Policy, make_blueprint
@@ -140,7 +142,7 @@ def test_the_trip_of_one_transition(tiny: dict[str, Any], monkeypatch: pytest.Mo
     chosen = spy(monkeypatch, other.envs, "step")
     other.step(Progress(), Receipt())
     assert chosen[0][0][0][0] == Policy(blueprint, snapshot).act(seen[0])
-    assert Evaluator(blueprint, 2).evaluate(snapshot, 2, seed=0).version == 1
+    assert Evaluator(blueprint, EvaluationConfig(num_envs=2)).evaluate(snapshot, 2, seed=0).version == 1
 
 
 def test_without_the_tag_nothing_would_be_found(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,3 +153,30 @@ def test_without_the_tag_nothing_would_be_found(tiny: dict[str, Any], monkeypatc
     returns = [float(value) for args, _ in inserts for value in args[0].reward]
     # 1 + 0.5 * 2, 2 + 0.5 * 1000, 1000 + 0.5 * 8, 8 + 0.5 * 16
     assert returns == [2.0, 502.0, 1004.0, 16.0]
+
+
+def test_a_checkpoint_that_resets_the_environments_loses_no_transition(tiny: dict[str, Any], tmp_path: Path) -> None:
+    # CartPole offers no state: its open windows, two per environment with n = 3, are closed as truncations and kept.
+    changes = tiny | {"env.id": "CartPole-v1", "env.num_envs": 2, "algo.n_step": 3, "algo.gamma": GAMMA}
+    config = build_config({}, list(changes.items()))
+    worker = Worker(make_blueprint(config, probe_spec(config.env)), "worker-0")
+    worker.collect(Progress(), 5)
+    obs = worker.actor.envs.obs.copy()
+    assert worker.replay.num_inserted == 2 * 3
+    receipt = worker.save(str(tmp_path), "00000", [])
+    assert (receipt.num_inserted, worker.replay.num_inserted) == (4, 10)
+    rows = worker.replay.storage.gather(np.arange(6, 10))
+    # Longer windows first: two steps held, then one. 1 + 0.5 * 1 with discount 0.25; 1 with 0.5; both from where it is.
+    np.testing.assert_array_equal(rows.reward, [1.5, 1.5, 1.0, 1.0])
+    np.testing.assert_array_equal(rows.discount, [0.25, 0.25, 0.5, 0.5])
+    np.testing.assert_array_equal(rows.next_obs, np.concatenate([obs, obs]))
+    assert not np.array_equal(worker.actor.envs.obs, obs), "and the environments began anew"
+
+
+def test_a_checkpoint_of_an_environment_with_state_changes_nothing(tiny: dict[str, Any], tmp_path: Path) -> None:
+    worker = Worker(plan(tiny, "uniform"), "worker-0")
+    worker.collect(Progress(), 3)
+    obs, num_inserted = worker.actor.envs.obs.copy(), worker.replay.num_inserted
+    assert worker.save(str(tmp_path), "00000", []).num_inserted == 0
+    np.testing.assert_array_equal(worker.actor.envs.obs, obs)
+    assert worker.replay.num_inserted == num_inserted

@@ -59,7 +59,9 @@ def user_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
 
 def test_the_spec_of_cartpole() -> None:
     config = EnvConfig(id="CartPole-v1")
-    expected = EnvSpec("CartPole-v1", (4,), "float32", 2, False, max_episode_steps=500, return_threshold=475.0)
+    expected = EnvSpec(
+        "CartPole-v1", (4,), "float32", 2, False, max_episode_steps=500, return_threshold=475.0, is_native=True
+    )
     assert probe_spec(config) == make_env_batch(config).spec == expected
 
 

@@ -14,6 +14,7 @@ from qfleet.checkpoint import CheckpointStore
 from qfleet.errors import QfleetError
 from qfleet.experiment import Experiment
 from qfleet.session import CheckpointSaved
+from qfleet.storage import read_verified, write_file
 
 MakeExperiment = Callable[..., Experiment]
 Drive = Callable[..., dict[str, Any]]
@@ -112,6 +113,31 @@ def test_no_space_for_the_metrics(
     assert Experiment.resume(run_dir).run()["parameters_sha256"] == whole_sha256
     steps = [record["num_env_steps"] for record in read_train_records(run_dir)]
     assert steps == sorted(set(steps)), "the line that was cut is gone, and none is twice"
+
+
+def test_a_reader_never_sees_half_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_file(tmp_path, "deep/file", b"old")
+    path = tmp_path / "deep" / "file"
+    order: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def watched_fsync(descriptor: int) -> None:
+        assert path.read_bytes() == b"old"
+        order.append("synced")
+        fsync(descriptor)
+
+    def watched_replace(self: Path, target: Path) -> Path:
+        assert (self.read_bytes(), path.read_bytes()) == (b"new", b"old")
+        order.append("renamed")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(Path, "replace", watched_replace)
+    saved = write_file(tmp_path, "deep/file", b"new")
+    assert order == ["synced", "renamed"]
+    assert path.read_bytes() == b"new"
+    assert read_verified(tmp_path, saved) == b"new"
+    assert [entry.name for entry in path.parent.iterdir()] == ["file"]
 
 
 def read_train_records(run_dir: Path) -> list[dict[str, Any]]:

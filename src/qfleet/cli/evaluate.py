@@ -49,7 +49,7 @@ def evaluate(
         f"(validation return {facts['mean_return']:.1f} over {facts['episodes']} episodes)"
     )
     set_up_torch(config, spec)
-    evaluator = Evaluator(make_blueprint(config, spec), config.evaluation.num_envs)
+    evaluator = Evaluator(make_blueprint(config, spec), config.evaluation)
     try:
         # Another name than any in training, so that no seed gives the episodes that training or validation saw.
         episode_seed = derive_seed(config.seed if seed is None else seed, "evaluate")

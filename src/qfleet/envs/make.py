@@ -170,4 +170,5 @@ def _spec_of(env: AnyVectorEnv, source: EnvSource) -> EnvSpec:
         has_action_mask=has_action_mask,
         max_episode_steps=source.time_limit,
         return_threshold=source.return_threshold,
+        is_native=not isinstance(env, (gym.vector.SyncVectorEnv, gym.vector.AsyncVectorEnv)),
     )

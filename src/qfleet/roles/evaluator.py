@@ -6,14 +6,20 @@ environment is stopped after the first N finished ones.
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from qfleet.algos.base import infer_action_values
+from qfleet.config import EvaluationConfig
 from qfleet.envs.vector import EnvBatch
 from qfleet.networks.noisy import set_mean_only
 from qfleet.ops.exploration import greedy
 from qfleet.roles.blueprint import Blueprint
 from qfleet.types import ParamSnapshot, Receipt
+
+# Copies stepped one by one cost a step each, also those whose quota is played: more of them only waste more.
+MAX_SINGLE_ENVS = 16
 
 
 class Evaluator:
@@ -21,12 +27,15 @@ class Evaluator:
 
     Args:
         blueprint: the run's plan; exploration and noise are off, rewards are the raw ones.
-        num_envs: environments stepped side by side; None chooses by what a step costs.
+        config: how many environments, and the time limit where the environment has none.
     """
 
-    def __init__(self, blueprint: Blueprint, num_envs: int | None = None) -> None:
+    def __init__(self, blueprint: Blueprint, config: EvaluationConfig) -> None:
+        if blueprint.spec.max_episode_steps is None:
+            limited = blueprint.env.model_copy(update={"max_episode_steps": config.max_episode_steps})
+            blueprint = dataclasses.replace(blueprint, env=limited)
         self.blueprint = blueprint
-        self.num_envs = num_envs
+        self.config = config
         self.algorithm = blueprint.build_algorithm()
         self.network = blueprint.build_network(trainable=False)
         set_mean_only(self.network.module, True)
@@ -65,7 +74,8 @@ class Evaluator:
             envs.close()
 
     def _envs(self, num_episodes: int) -> EnvBatch:
-        num_envs = min(self.num_envs or num_episodes, num_episodes)
+        default = num_episodes if self.blueprint.spec.is_native else MAX_SINGLE_ENVS
+        num_envs = min(self.config.num_envs or default, num_episodes)
         if num_envs not in self._batches:
             self._batches[num_envs] = self.blueprint.build_envs(num_envs)
         return self._batches[num_envs]
