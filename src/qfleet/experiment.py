@@ -307,7 +307,6 @@ class Experiment:
         """The best policy's score on episode seeds that no decision has looked at."""
         _, _, snapshot, _ = read_policy(self.run_dir / "best")
         returns = session.evaluate(snapshot, self.config.evaluation.final_episodes, "held-out")
-        session.tracker.stop_clock()
         return return_statistics(returns)
 
 

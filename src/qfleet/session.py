@@ -183,15 +183,12 @@ class Session:
         return vector_sha256(snapshot.vector)
 
     def evaluate(self, snapshot: Future | ParamSnapshot, num_episodes: int, *seed_names: str | int) -> list[float]:
-        """Greedy returns of complete episodes, seeded by name; the training clock stands still meanwhile."""
-        self.tracker.stop_clock()
+        """Greedy returns of complete episodes, seeded by name."""
         seed = derive_seed(self.config.seed, *seed_names)
         self.engine.submit(self.evaluator, "evaluate", snapshot, num_episodes, seed, lane="evaluation")
         done = self.engine.wait(lane="evaluation")
         assert done is not None
-        receipt = self.engine.result(done)
-        self.tracker.start_clock()
-        return receipt.episode_returns
+        return self.engine.result(done).episode_returns
 
     def _plan(self) -> bool:
         """Ask the strategy for the next validation or drain, if one is due; False once the run is over."""
@@ -221,6 +218,7 @@ class Session:
         return self._saved_counters == dataclasses.asdict(self.control.counters)
 
     def _on_snapshot(self, event: SnapshotPublished) -> Iterator[Event]:
+        self.tracker.stop_clock()  # validation, and keeping its best policy, is no training time
         config, schedule = self.config, self.schedule
         counters = self.control.counters
         self._last_snapshot = event.future
@@ -259,6 +257,7 @@ class Session:
             "episodes": len(returns),
         }
         self.metrics.write("evaluation", counters.num_env_steps, values)
+        self.tracker.start_clock()
         yield Validated(event.version, mean_return, returns, is_best)
 
     def _on_drained(self, event: Drained) -> Iterator[Event]:
