@@ -30,7 +30,7 @@ that a run starts from sets some of them otherwise (`qfleet recipes show vector`
 A field is set in a recipe's TOML file, or by its dotted name on the command line or in Python:
 
 ```bash
-qfleet train CartPole-v1 --set algo.learning_rate=0.001 --set network.hidden=[256,256] --set algo.dueling=true
+qfleet train CartPole-v1 --set algo.learning_rate=0.001 --set 'network.hidden=[256, 256]' --set algo.dueling=true
 ```
 
 - The value is read as TOML where it can be read so, else as text. An unknown name, a wrong type or a value out of
@@ -67,7 +67,7 @@ MEANINGS = {
     "algo.optimizer.schedule": "How the learning rate falls.",
     "algo.optimizer.decay_updates": "Updates until the learning rate is at its end value.",
     "algo.optimizer.end_fraction": "The end value, as a fraction of `algo.learning_rate`.",
-    "algo.optimizer.max_grad_norm": "Largest norm of the gradient vector; a longer one is scaled down. `none`: no limit.",
+    "algo.optimizer.max_grad_norm": "Largest norm of the gradient vector; else it is scaled down. `none`: no limit.",
     "algo.exploration.kind": '"schedule": epsilon falls over time; "per_env": each environment keeps its own; '
     '"none": no random actions.',
     "algo.exploration.start": "Epsilon at first, for the schedule.",
@@ -98,8 +98,10 @@ MEANINGS = {
     "evaluation.num_envs": "Environments stepped side by side in an evaluation; not set: one per episode where the "
     "environment has its own vector version, else at most 16.",
     "evaluation.max_episode_steps": "Time limit of an evaluation episode where the environment has none.",
-    "stop.until_return": 'A number, "registered" (the threshold in the environment\'s registration, if any) or "never".',
-    "stop.confirm_episodes": "Fresh episodes on which a validation that reaches the target is confirmed.",
+    "stop.until_return": 'Mean return to stop at; "registered" is the threshold in the environment\'s registration, if '
+    "it has one.",
+    "stop.confirm_episodes": "Fresh episodes on which a validation that reaches the target is played again; where this "
+    "is no more than `evaluation.episodes`, the validation itself counts.",
     "stop.confirm_stderr": "It counts when mean - this many standard errors is still at or above the target.",
     "stop.max_env_steps": "Env steps in all. `none`: no limit.",
     "stop.max_updates": "Updates in all.",

@@ -32,6 +32,7 @@ class Manifest:
         session, strategy, engine: the small states of these three.
         roles: each role's files.
         spec: the environment's facts; a run goes on only with the same observations and actions.
+        config_sha256: digest of the settings that decide what is learned, seed included: whose run this is.
     """
 
     tag: str
@@ -41,6 +42,7 @@ class Manifest:
     engine: dict[str, object]
     roles: dict[str, list[SavedFile]]
     spec: dict[str, object]
+    config_sha256: str
 
 
 class CheckpointStore:
@@ -61,13 +63,20 @@ class CheckpointStore:
         text = json.dumps({**body, "sha256": _digest(body)}, indent=1)
         name = f"manifest-{manifest.tag}.json"
         write_file(self.folder, name, text.encode())
+        self.prune()
+        return self.folder / name
+
+    def prune(self) -> None:
+        """Remove manifests beyond the newest `keep`, and files that no manifest lists."""
         for path in self._paths()[: -self.keep]:
             path.unlink()
         self._collect_garbage()
-        return self.folder / name
 
-    def newest_whole(self) -> tuple[Manifest | None, list[str]]:
+    def newest_whole(self, config_sha256: str | None = None) -> tuple[Manifest | None, list[str]]:
         """The newest checkpoint whose every byte verifies, and what was wrong with newer ones, a line each.
+
+        Args:
+            config_sha256: the run's own; a checkpoint of another run is refused. None takes any.
 
         Raises:
             CheckpointError: there are checkpoints, but none is whole; the message names each one's fault.
@@ -76,6 +85,8 @@ class CheckpointStore:
         for path in reversed(self._paths()):
             try:
                 manifest = self.read(path)
+                if config_sha256 not in (None, manifest.config_sha256):
+                    raise CheckpointError(f"{path}: a checkpoint of another run (other settings or another seed)")
                 for file in self._files_of(manifest):
                     read_verified(self.folder, file)
             except CheckpointError as error:
@@ -110,6 +121,7 @@ class CheckpointStore:
                 engine=body["engine"],
                 roles=roles,
                 spec=body["spec"],
+                config_sha256=body["config_sha256"],
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(

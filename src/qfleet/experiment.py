@@ -142,7 +142,9 @@ class Experiment:
                 )
         experiment = cls(change_config(read_config(folder / "config.toml"), changes), folder, env)
         experiment._is_resumed = True
-        experiment._manifest, refused = CheckpointStore(folder / "checkpoints", 1).newest_whole()
+        experiment._manifest, refused = CheckpointStore(folder / "checkpoints", 1).newest_whole(
+            experiment.config.learning_sha256()
+        )
         experiment.warnings += [f"passed over a damaged checkpoint: {fault}" for fault in refused]
         if experiment._manifest is None:
             experiment.warnings.append(f"{folder}: no checkpoint yet, the run starts from its beginning")

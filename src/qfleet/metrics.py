@@ -33,7 +33,7 @@ class MetricsWriter:
         return self._file.tell()
 
     def write(self, kind: str, num_env_steps: int, values: dict[str, float | int | None]) -> None:
-        """One record; `kind` is "train", "evaluation" or "final".
+        """One record; `kind` is "train" or "evaluation".
 
         Raises:
             QfleetError: the disk is full.

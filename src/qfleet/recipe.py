@@ -7,7 +7,9 @@ choice. Floor 6.
 from __future__ import annotations
 
 import copy
+import hashlib
 import importlib
+import json
 import pkgutil
 import tomllib
 from dataclasses import dataclass
@@ -81,6 +83,11 @@ class RunConfig(Section):
         if value.min_transitions > value.capacity:
             raise ValueError(f"min_transitions {value.min_transitions} is above capacity {value.capacity}")
         return value
+
+    def learning_sha256(self) -> str:
+        """Digest of what decides the learning: all settings but stop, checkpoint and logging."""
+        values = self.model_dump(mode="json", by_alias=True, exclude={"stop", "checkpoint", "logging"})
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     def to_toml(self) -> str:
         """The complete configuration; reading it back gives an equal one."""

@@ -16,7 +16,7 @@ import numpy as np
 from qfleet.checkpoint import CheckpointStore, Manifest
 from qfleet.config import StopConfig
 from qfleet.engines.base import Engine, Future
-from qfleet.errors import CallFailed, DivergenceError
+from qfleet.errors import CallFailed, DivergenceError, QfleetError
 from qfleet.metrics import MetricsWriter
 from qfleet.networks.flat import vector_sha256
 from qfleet.policy import save_policy
@@ -137,7 +137,8 @@ class Session:
 
         Raises:
             DivergenceError: naming the update, the batch's range and the last good checkpoint.
-            CallFailed: a role failed; nothing that was saved is lost.
+            QfleetError: what a role raised, if it is one of ours (EnvError, CheckpointError).
+            CallFailed: a role failed otherwise; nothing that was saved is lost.
         """
         events = self.strategy(self.engine, self.blueprint, self.config.strategy, self.control, self._saved)
         handlers: dict[type[Event], Callable[..., Iterator[Event]]] = {
@@ -160,10 +161,12 @@ class Session:
                     if not self._plan():
                         break
         except CallFailed as error:
-            if isinstance(error.__cause__, DivergenceError):
-                raise DivergenceError(
-                    f"{error.__cause__}; last good checkpoint: {self.last_checkpoint or 'none'}"
-                ) from error
+            cause = error.__cause__
+            if isinstance(cause, DivergenceError):
+                raise DivergenceError(f"{cause}; last good checkpoint: {self.last_checkpoint or 'none'}") from error
+            if isinstance(cause, QfleetError):
+                error.__cause__ = None  # it is the other way round from here on: no circle
+                raise cause from error
             raise
         finally:
             tracker.stop_clock()
@@ -275,6 +278,7 @@ class Session:
             engine=self.engine.state_dict(),
             roles=event.files,
             spec=dataclasses.asdict(self.blueprint.spec),
+            config_sha256=self.config.learning_sha256(),
         )
         self.last_checkpoint = self.store.commit(manifest)
         self.control.saved_files = event.files
@@ -306,6 +310,7 @@ class Session:
         self.control.saved_files = manifest.roles
         self.last_checkpoint = self.store.folder / f"manifest-{manifest.tag}.json"
         self._saved_counters = manifest.counters
+        self.store.prune()  # what a kill between commit and cleaning up has left
         return Saved(manifest.tag, manifest.roles, manifest.strategy)
 
 

@@ -30,6 +30,7 @@ def write_file(folder: Path, name: str, content: bytes) -> SavedFile:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        _sync_folder(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise QfleetError(
@@ -56,3 +57,12 @@ def read_verified(folder: Path, file: SavedFile) -> bytes:
     if hashlib.sha256(content).hexdigest() != file.sha256:
         raise CheckpointError(f"{path}: SHA-256 differs from the manifest's: the file was altered")
     return content
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename itself survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -37,13 +37,13 @@ def test_a_bad_reward_names_environment_copy_and_step(
     experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch, bad: float
 ) -> None:
     monkeypatch.setattr(Broken, "bad", bad)
-    with pytest.raises(CallFailed) as caught:
+    with pytest.raises(EnvError) as caught:
         experiment("Broken-v99", env=Broken).run()
-    assert isinstance(caught.value.__cause__, EnvError)
+    assert isinstance(caught.value.__cause__, CallFailed)
     line = str(caught.value)
     assert f"environment Broken-v99: env 0 gave reward {bad} at step 5 of its episode" in line
     assert "\n" not in line
-    assert "Traceback" in caught.value.remote_traceback
+    assert "Traceback" in caught.value.__cause__.remote_traceback
 
 
 # Rewards of 0 and 1, and gradients that are not clipped: with this learning rate the second step is astronomic.
@@ -116,7 +116,7 @@ def test_a_failed_run_can_be_resumed_from_its_last_good_checkpoint(
     events = experiment("Broken-v99", changes, env=Broken).stream()
     next(event for event in events if isinstance(event, CheckpointSaved))
     monkeypatch.setattr(Broken, "bad", math.nan)
-    with pytest.raises(CallFailed):
+    with pytest.raises(EnvError):
         list(events)
     monkeypatch.setattr(Broken, "bad", 1.0)
     whole = experiment("Broken-v99", changes, run_dir="whole", env=Broken).run()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from qfleet.checkpoint import CheckpointStore
-from qfleet.errors import CallFailed, CheckpointError
+from qfleet.errors import CheckpointError
 from qfleet.experiment import Experiment
 from qfleet.policy import load_policy
 from qfleet.session import CheckpointSaved
@@ -140,26 +140,21 @@ def transplant(donor: Path, run_dir: Path) -> None:
 def test_checkpoints_of_another_environment_are_refused(run_dir: Path, experiment: MakeExperiment) -> None:
     experiment("qfleet/Identity-v0", run_dir="donor").run()
     transplant(run_dir.with_name("donor"), run_dir)
-    with pytest.raises(CheckpointError, match="of another environment") as caught:
+    with pytest.raises(CheckpointError, match="checkpoint of another run") as caught:
         Experiment.resume(run_dir).run()
     assert str(run_dir) in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"network.hidden": [8]}, "another network"),
-        ({"replay.sampler": "prioritized"}, "saved by a prioritized replay"),
-    ],
+    "changes", [{"network.hidden": [8]}, {"replay.sampler": "prioritized"}, {"seed": 99}, {"algo.learning_rate": 0.5}]
 )
 def test_checkpoints_of_other_settings_are_refused(
-    run_dir: Path, experiment: MakeExperiment, changes: dict[str, Any], message: str
+    run_dir: Path, experiment: MakeExperiment, changes: dict[str, Any]
 ) -> None:
     experiment("CartPole-v1", changes, run_dir="donor").run()
     transplant(run_dir.with_name("donor"), run_dir)
-    with pytest.raises(CallFailed, match=message) as caught:
+    with pytest.raises(CheckpointError, match="checkpoint of another run") as caught:
         Experiment.resume(run_dir, {"stop.max_env_steps": 1000}).run()
-    assert isinstance(caught.value.__cause__, CheckpointError)
     assert "\n" not in str(caught.value)
 
 

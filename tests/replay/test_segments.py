@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from qfleet.errors import CheckpointError
+from qfleet.errors import CheckpointError, QfleetError
 from qfleet.replay import segments
 from qfleet.replay.prioritized import PrioritizedReplay
 from qfleet.replay.segments import load_replay, save_replay
@@ -179,8 +180,8 @@ def test_a_failed_write_leaves_no_file_behind(tmp_path, vector_spec, kind, fill,
     def full_disk(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(segments.os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(QfleetError, match=r"cannot write .*replay-.*No space left .*free space"):
         save_replay(replay, tmp_path, [], "a")
     assert list(tmp_path.iterdir()) == []
 

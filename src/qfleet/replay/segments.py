@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ from safetensors.numpy import save
 from qfleet.errors import CheckpointError
 from qfleet.replay.buffer import Replay, SamplerState
 from qfleet.replay.storage import RingStorage
+from qfleet.storage import write_file
 from qfleet.types import Array, SavedFile
 
 CHUNK_BYTES = 128 << 20  # rows are copied once to be written; this bounds the copy
@@ -90,14 +89,12 @@ def save_replay(replay: Replay, folder: Path, previous: Sequence[SavedFile], tag
         if chunk.end > storage.first_live_key:
             kept.append(file)
             start = max(start, chunk.end)
-    folder.mkdir(parents=True, exist_ok=True)
     rows_per_chunk = max(1, CHUNK_BYTES // storage.row_bytes)
     kept.extend(
         _save_chunk(storage, folder, first, min(first + rows_per_chunk, storage.num_inserted))
         for first in range(start, storage.num_inserted, rows_per_chunk)
     )
     kept.append(_save_state(replay, folder, tag))
-    _sync_folder(folder)
     return kept
 
 
@@ -166,27 +163,7 @@ def _save_state(replay: Replay, folder: Path, tag: str) -> SavedFile:
 def _write(folder: Path, stem: str, tensors: dict[str, Array], metadata: dict[str, Any]) -> SavedFile:
     data = save(tensors, {_METADATA_KEY: json.dumps(metadata, sort_keys=True)})
     digest = hashlib.sha256(data).hexdigest()
-    name = f"{stem}-{digest[:_DIGEST_LENGTH]}.safetensors"
-    temporary = folder / f".{name}.{secrets.token_hex(4)}.part"
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(folder / name)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return SavedFile(name, len(data), digest)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes the renames themselves survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return write_file(folder, f"{stem}-{digest[:_DIGEST_LENGTH]}.safetensors", data)
 
 
 def _parse(path: str) -> _Chunk | None:
