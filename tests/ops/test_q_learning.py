@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -60,10 +58,10 @@ def test_bootstrapped_target_by_hand() -> None:
 
 
 def test_a_terminal_state_without_legal_actions_is_worth_nothing() -> None:
-    # Its maximum over no action is -inf, and 0 * -inf would be NaN.
-    value = q_learning.max_value(torch.tensor([[99.0, 98.0]]), torch.tensor([[False, False]]))
-    assert value.item() == -math.inf
-    assert q_learning.bootstrapped_target(torch.tensor([3.0]), torch.tensor([0.0]), value).item() == 3.0
+    # The maximum over no action would be -inf, and 0 * -inf NaN.
+    values, masks = torch.tensor([[99.0, 98.0], [1.0, 99.0]]), torch.tensor([[False, False], [True, False]])
+    assert q_learning.max_value(values, masks).tolist() == [0.0, 1.0]
+    assert q_learning.double_q_value(values, values, masks).isfinite().all()
 
 
 def test_huber_by_hand() -> None:

@@ -25,9 +25,13 @@ def mask_illegal(q_values_BA: Tensor, action_mask_BA: Tensor | None) -> Tensor:
 
 
 def max_value(next_q_values_BA: Tensor, next_action_mask_BA: Tensor | None = None) -> Tensor:
-    """max_a Q(s', a) over the legal actions. float [B, A] -> float [B]."""
+    """max_a Q(s', a) over the legal actions; 0 where none is legal. float [B, A] -> float [B]."""
     _assert_rank(next_q_values_BA, 2)
-    return mask_illegal(next_q_values_BA, next_action_mask_BA).amax(dim=1)
+    value_B = mask_illegal(next_q_values_BA, next_action_mask_BA).amax(dim=1)
+    if next_action_mask_BA is None:
+        return value_B
+    # Only a terminal state may have no legal action. Its value meets a discount of 0, and 0 * -inf would be NaN.
+    return value_B.masked_fill(~next_action_mask_BA.any(dim=1), 0.0)
 
 
 def double_q_value(
@@ -46,18 +50,18 @@ def double_q_value(
 def bootstrapped_target(reward_B: Tensor, discount_B: Tensor, next_value_B: Tensor) -> Tensor:
     """G = R + discount * V(s'), where discount is gamma^k after k steps and 0 after a termination.
 
-    A terminal state may have no legal action and thus a value of minus infinity; 0 * inf would be NaN, so a zero
-    discount drops the value instead of multiplying it. float [B] each -> float [B].
+    float [B] each -> float [B].
     """
     _assert_rank(reward_B, 1)
     _assert_rank(discount_B, 1)
     _assert_rank(next_value_B, 1)
-    return reward_B + torch.where(discount_B == 0, 0.0, discount_B * next_value_B)
+    return torch.addcmul(reward_B, discount_B, next_value_B)
 
 
 def huber(error: Tensor, delta: float) -> Tensor:
     """0.5 e^2 for |e| <= delta, delta (|e| - 0.5 delta) beyond (Huber 1964). Elementwise."""
-    return torch.nn.functional.huber_loss(error, torch.zeros_like(error), reduction="none", delta=delta)
+    clipped = huber_gradient(error, delta)
+    return clipped * (error - 0.5 * clipped)
 
 
 def half_square(error: Tensor) -> Tensor:
