@@ -63,14 +63,13 @@ class CheckpointStore:
         text = json.dumps({**body, "sha256": _digest(body)}, indent=1)
         name = f"manifest-{manifest.tag}.json"
         write_file(self.folder, name, text.encode())
-        self.prune()
-        return self.folder / name
-
-    def prune(self) -> None:
-        """Remove manifests beyond the newest `keep`, and files that no manifest lists."""
+        for path in self._paths():
+            if path.name > name:  # damaged ones that a resumed run has passed over: they must not count as kept
+                path.unlink()
         for path in self._paths()[: -self.keep]:
             path.unlink()
-        self._collect_garbage()
+        self.collect_garbage()
+        return self.folder / name
 
     def newest_whole(self, config_sha256: str | None = None) -> tuple[Manifest | None, list[str]]:
         """The newest checkpoint whose every byte verifies, and what was wrong with newer ones, a line each.
@@ -135,7 +134,8 @@ class CheckpointStore:
         for files in manifest.roles.values():
             yield from files
 
-    def _collect_garbage(self) -> None:
+    def collect_garbage(self) -> None:
+        """Remove files that no manifest lists."""
         listed: set[Path] = set()
         for path in self._paths():
             try:

@@ -15,6 +15,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    FiniteFloat,
     SerializerFunctionWrapHandler,
     ValidationError,
     model_serializer,
@@ -96,7 +97,7 @@ class StopConfig(Section):
     mean - `confirm_stderr` standard errors is still at or above the target.
     """
 
-    until_return: float | Literal["registered", "never"] = "registered"
+    until_return: FiniteFloat | Literal["registered", "never"] = "registered"
     confirm_episodes: PositiveInt = 100
     confirm_stderr: NonNegativeFloat = 1.0
     max_env_steps: PositiveInt | None = 100_000
@@ -149,17 +150,24 @@ def parse_section(cls: type[SectionType], data: Mapping[str, object], where: str
 def explain(error: ValidationError, cls: type[BaseModel], where: str) -> str:
     """The first problem of a pydantic error as one line: field, value, fix."""
     problem = error.errors(include_url=False)[0]
-    path = [
-        str(part) for part in problem["loc"] if not str(part).startswith(("float", "int", "str", "literal", "bool"))
-    ]
-    field = ".".join(([where] if where else []) + path)
+    section, path = cls, [where] if where else []
+    for part in problem["loc"]:
+        names = {info.alias or name: name for name, info in section.model_fields.items()}
+        path.append(str(part))
+        if part not in names:
+            break  # an unknown field; anything after a leaf field is a union's tag, which says nothing to a user
+        inner = section.model_fields[names[str(part)]].annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            break
+        section = inner
+    field, value = ".".join(path), problem["input"]
     if problem["type"] == "extra_forbidden":
-        names = [info.alias or name for name, info in cls.model_fields.items()]
-        return f"{field}: no such field; {did_you_mean(path[-1], names)}"
+        names_here = [info.alias or name for name, info in section.model_fields.items()]
+        return f"{field} = {value!r}: no such field; {did_you_mean(path[-1], names_here)}"
     if problem["type"] == "missing":
         return f"{field}: this field is required"
     message = problem["msg"][0].lower() + problem["msg"][1:]
-    return f"{field} = {problem['input']!r}: {message}"
+    return f"{field} = {value!r}: {message}"
 
 
 def did_you_mean(name: str, candidates: list[str]) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import shutil
 import time
@@ -28,20 +27,22 @@ from qfleet.checkpoint import CheckpointStore, Manifest
 from qfleet.curve import draw_learning_curve
 from qfleet.engines.base import Engine
 from qfleet.envs.make import probe_spec
-from qfleet.errors import CheckpointError, UsageError
+from qfleet.errors import CheckpointError, QfleetError, UsageError
+from qfleet.machine import RunLock, choose_device, choose_num_threads, set_up_torch
 from qfleet.policy import make_blueprint, read_policy
 from qfleet.recipe import (
+    RESUMABLE,
     Recipe,
     RunConfig,
     build_config,
     change_config,
     find_recipe,
+    list_recipes,
     load_plugin,
     read_config,
     recipe_for_env,
 )
-from qfleet.replay.storage import required_bytes
-from qfleet.roles.blueprint import Blueprint
+from qfleet.roles.blueprint import Blueprint, replay_bytes
 from qfleet.session import Schedule, Session, has_reached, limit_met, target_return
 from qfleet.storage import write_file
 from qfleet.strategies.base import Counters, Event
@@ -96,10 +97,10 @@ class Experiment:
         env: EnvFactory | None = None,
         overrides: dict[str, object] | None = None,
     ) -> Experiment:
-        """An experiment from an environment's name.
+        """An experiment from an environment's name, or a recipe's.
 
         Args:
-            env_or_recipe: an environment id; with `env`, any name for it.
+            env_or_recipe: an environment id, or a recipe that names its environment; with `env`, any name for it.
             recipe: recipe name or TOML file; None picks the environment's own, else a default by observation type.
             seed, run_dir: as in the configuration.
             env: a callable that makes the environment.
@@ -111,8 +112,13 @@ class Experiment:
         changes = list((overrides or {}).items())
         if seed is not None:
             changes.append(("seed", seed))
-        chosen = choose_recipe(env_or_recipe, recipe, changes, env)
-        experiment = cls(build_config(chosen.values, [("env.id", env_or_recipe), *changes]), run_dir, env)
+        env_id = env_or_recipe
+        if recipe is None and env is None:
+            named = next((one for one in list_recipes() if one.name == env_or_recipe and one.env_id), None)
+            if named is not None:
+                env_id, recipe = str(named.env_id), named.name
+        chosen = choose_recipe(env_id, recipe, changes, env)
+        experiment = cls(build_config(chosen.values, [("env.id", env_id), *changes]), run_dir, env)
         experiment.recipe = chosen.name
         return experiment
 
@@ -124,7 +130,8 @@ class Experiment:
 
         Args:
             run_dir: the run directory.
-            overrides: changes to stop.*, checkpoint.* and logging.* only.
+            overrides: changes to stop.*, checkpoint.*, logging.*, device and num_threads only; with another device or
+                thread count, the run goes on but no longer bit for bit.
 
         Raises:
             UsageError: no run there, or an override that would change what is learned.
@@ -135,9 +142,9 @@ class Experiment:
             raise UsageError(f"{folder}: no run here (config.toml is missing)")
         changes = list((overrides or {}).items())
         for key, _ in changes:
-            if key.split(".")[0] not in ("stop", "checkpoint", "logging"):
+            if key.split(".")[0] not in RESUMABLE:
                 raise UsageError(
-                    f"--resume with {key}: a resumed run keeps its settings except stop.*, checkpoint.*, logging.*; "
+                    f"--resume with {key}: a resumed run keeps its settings except {', '.join(sorted(RESUMABLE))}; "
                     f"to start anew from its weights use --set init.from={folder}"
                 )
         experiment = cls(change_config(read_config(folder / "config.toml"), changes), folder, env)
@@ -167,16 +174,21 @@ class Experiment:
     def stream(self) -> Iterator[Event]:
         """Every event of the run, the last one Finished. Closing the iterator early stops the run without saving."""
         started = time.perf_counter()
-        device = choose_device(self.config.device)
         spec = self.spec
+        device = choose_device(self.config.device, spec)
         blueprint = self._blueprint(spec, device)
         engine = load_engine(self.config)
         self.check_run_dir()
-        write_file(self.run_dir, "config.toml", self.config.to_toml().encode())
+        existed = self.run_dir.exists()
+        self._warn_of_short_episodes(spec)
         strategy = load_plugin("strategy", self.config.strategy.name)
         session = None
         num_threads_before = torch.get_num_threads()
+        lock = RunLock(self.run_dir)
         try:
+            write_file(self.run_dir, "config.toml", self.config.to_toml().encode())
+            # A summary of before would pass for the result of what begins now.
+            (self.run_dir / "summary.json").unlink(missing_ok=True)
             num_threads = set_up_torch(self.config, spec)
             session = Session(self.config, blueprint, engine, strategy.run, self.run_dir, self._manifest)
             self.session = session
@@ -184,12 +196,14 @@ class Experiment:
                 session.interrupt()
             yield from session.stream()
             yield Finished(self._finish(session, started, num_threads))
-        except UsageError:
+        except QfleetError:
             # Nothing was trained, so the same command, corrected, must find its run directory free again.
-            if not self._is_resumed and (session is None or session.control.counters.num_env_steps == 0):
+            is_untouched = session is None or session.control.counters.num_env_steps == 0
+            if is_untouched and not self._is_resumed and not existed:
                 shutil.rmtree(self.run_dir, ignore_errors=True)
             raise
         finally:
+            lock.release()
             engine.close()
             # The caller's process goes on as it was; torch cannot tell whether denormals were flushed, they rarely are.
             torch.set_num_threads(num_threads_before)
@@ -208,13 +222,13 @@ class Experiment:
         origin = "no recipe" if self.recipe is None else f"recipe {self.recipe}"
         if self._is_resumed:
             origin = f"resumed at {self._counters().num_env_steps:,} env steps"
-        capacity = config.replay.capacity
+        capacity, num_bytes = config.replay.capacity, replay_bytes(config.replay, self.spec)
         return ", ".join(
             [
                 f"{config.env.id} ({origin}): {config.algo.name} x {config.strategy.name} x {config.engine.name}",
                 f"seed {config.seed}",
-                f"{choose_device(config.device)}, {num_threads} thread{'s' if num_threads != 1 else ''}",
-                f"replay: {capacity:,} transitions, {required_bytes(capacity, self.spec) / 1e6:,.1f} MB",
+                f"{choose_device(config.device, self.spec)}, {num_threads} thread{'s' if num_threads != 1 else ''}",
+                f"replay: {capacity:,} transitions, {num_bytes / 1e6:,.1f} MB",
                 f"run dir: {self.run_dir}",
             ]
         )
@@ -251,6 +265,16 @@ class Experiment:
             return blueprint
         _, _, snapshot, _ = read_policy(Path(source) / "best")
         return dataclasses.replace(blueprint, initial=dataclasses.replace(snapshot, version=0))
+
+    def _warn_of_short_episodes(self, spec: EnvSpec) -> None:
+        """A checkpoint restarts the episodes of an environment that cannot be saved: are there any whole ones left?"""
+        config = self.config
+        between = config.checkpoint.every_env_steps // config.env.num_envs
+        if not spec.offers_state and spec.max_episode_steps is not None and between < spec.max_episode_steps:
+            self.warnings.append(
+                f"each checkpoint restarts the episodes of {config.env.id}, every {between:,} steps of a copy; they "
+                f"may take {spec.max_episode_steps:,}; raise checkpoint.every_env_steps"
+            )
 
     def check_run_dir(self) -> None:
         """Refuse to start a new run where there is something already.
@@ -302,7 +326,8 @@ class Experiment:
             # A plot is worth no run: whatever matplotlib (a missing font cache, a broken install) does is a warning.
             self.warnings.append(f"learning_curve.png was not drawn: {type(error).__name__}: {error}")
         summary["total_seconds"] = time.perf_counter() - started
-        write_file(self.run_dir, "summary.json", json.dumps(summary, indent=1).encode())
+        if not interrupted:  # a summary in the run directory says that the run is complete
+            write_file(self.run_dir, "summary.json", json.dumps(summary, indent=1).encode())
         return summary
 
     def _held_out(self, session: Session) -> dict[str, object]:
@@ -352,39 +377,6 @@ def default_run_dir(config: RunConfig) -> Path:
     while path.exists():
         path, number = Path("runs") / f"{stem}-{number}", number + 1
     return path
-
-
-def choose_device(wanted: str) -> str:
-    """cpu or cuda.
-
-    Raises:
-        UsageError: cuda was asked for and there is none.
-    """
-    if wanted == "cpu":
-        return "cpu"
-    available = torch.cuda.is_available()
-    if wanted == "cuda" and not available:
-        raise UsageError("device = 'cuda': torch sees no CUDA device here; use --set device=cpu, or auto")
-    return "cuda" if available else "cpu"
-
-
-def choose_num_threads(config: RunConfig, spec: EnvSpec) -> int:
-    """torch's threads for this run.
-
-    Small networks lose more to a second thread's wake-up than it brings, so vectors get one thread, images all cores.
-    """
-    if config.num_threads != "auto":
-        return config.num_threads
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores if len(spec.obs_shape) >= 2 else 1
-
-
-def set_up_torch(config: RunConfig, spec: EnvSpec) -> int:
-    """Set this process's thread count and flush denormals; returns the thread count."""
-    num_threads = choose_num_threads(config, spec)
-    torch.set_num_threads(num_threads)
-    torch.set_flush_denormal(True)
-    return num_threads
 
 
 def load_engine(config: RunConfig) -> Engine:

@@ -23,7 +23,7 @@ class MetricsWriter:
     def __init__(self, run_dir: Path, *, tensorboard: bool, offset: int = 0) -> None:
         self.path = run_dir / "metrics.jsonl"
         self._file = self.path.open("ab")
-        self._file.truncate(offset)
+        self._file.truncate(min(offset, self.path.stat().st_size))
         self._file.seek(0, 2)
         self._events = EventLog(run_dir / "tensorboard") if tensorboard else None
 

@@ -11,6 +11,8 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from qfleet.algos.base import infer_action_values
+from qfleet.envs.source import find_source
+from qfleet.envs.spaces import SingleEnv
 from qfleet.errors import CheckpointError, UsageError
 from qfleet.networks.noisy import set_mean_only
 from qfleet.ops.exploration import greedy
@@ -33,6 +35,7 @@ class Policy:
 
     def __init__(self, blueprint: Blueprint, snapshot: ParamSnapshot) -> None:
         self.spec = blueprint.spec
+        self._env = blueprint.env
         self.snapshot = snapshot
         self._algorithm = blueprint.build_algorithm()
         self._network = blueprint.build_network(trainable=False)
@@ -55,8 +58,20 @@ class Policy:
         values = infer_action_values(self._algorithm, self._network, np.ascontiguousarray(batch))
         return values[0] if is_single else values
 
+    def make_env(self) -> SingleEnv:
+        """One environment that takes this policy's actions and gives its observations, flattened or discretised alike.
+
+        Raises:
+            UsageError: it cannot be made from its name.
+        """
+        return find_source(self._env).build()
+
     def act(self, obs: Array, action_mask: BoolArray | None = None) -> int | IntArray:
-        """The greedy action of one observation (an int) or of a batch (int64 [B]); illegal actions are left out."""
+        """The greedy action of one observation (an int) or of a batch (int64 [B]); illegal actions are left out.
+
+        Actions and observations are those of `make_env`: with env.discretize, MultiDiscrete actions or Dict
+        observations they are not the raw environment's.
+        """
         values = self.q_values(obs)
         if values.ndim == 1:
             mask = None if action_mask is None else np.asarray(action_mask)[None]

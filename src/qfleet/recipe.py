@@ -52,6 +52,8 @@ SHORTHANDS = {
     "algo.exploration": "kind",
     "init": "from",
 }
+# What may change when a run is resumed.
+RESUMABLE = frozenset({"stop", "checkpoint", "logging", "device", "num_threads"})
 PLUGIN_SECTIONS = {
     "algo": ("qfleet.algos", "dqn"),
     "strategy": ("qfleet.strategies", "serial"),
@@ -85,8 +87,11 @@ class RunConfig(Section):
         return value
 
     def learning_sha256(self) -> str:
-        """Digest of what decides the learning: all settings but stop, checkpoint and logging."""
-        values = self.model_dump(mode="json", by_alias=True, exclude={"stop", "checkpoint", "logging"})
+        """Digest of the settings that a resumed run must share: all but the RESUMABLE ones.
+
+        Values that are defaults stay out, so that a field which a later version adds does not orphan older runs.
+        """
+        values = self.model_dump(mode="json", by_alias=True, exclude=set(RESUMABLE), exclude_defaults=True)
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     def to_toml(self) -> str:

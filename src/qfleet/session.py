@@ -120,7 +120,7 @@ class Session:
         self.target_return = target_return(config, blueprint.spec)
         self.last_checkpoint: Path | None = None
         self._interrupted = False
-        self._saved_counters: dict[str, int] | None = None
+        self._saved_moment: tuple[int, ...] | None = None
         self._last_snapshot: Future | None = None
         self._saved = self._restore(manifest) if manifest is not None else None
         self.metrics = MetricsWriter(
@@ -218,7 +218,10 @@ class Session:
 
     def _is_saved(self) -> bool:
         """Whether the newest checkpoint is of this very moment."""
-        return self._saved_counters == dataclasses.asdict(self.control.counters)
+        return self._saved_moment == self._moment()
+
+    def _moment(self) -> tuple[int, ...]:
+        return (*dataclasses.astuple(self.control.counters), self.schedule.num_evaluations)
 
     def _on_snapshot(self, event: SnapshotPublished) -> Iterator[Event]:
         self.tracker.stop_clock()  # validation, and keeping its best policy, is no training time
@@ -283,7 +286,7 @@ class Session:
         self.last_checkpoint = self.store.commit(manifest)
         self.control.saved_files = event.files
         self.control.drain_tag = None
-        self._saved_counters = dataclasses.asdict(counters)
+        self._saved_moment = self._moment()
         yield CheckpointSaved(self.last_checkpoint)
 
     def _log(self, kind: str) -> Event:
@@ -309,8 +312,8 @@ class Session:
         self.engine.load_state_dict(manifest.engine)
         self.control.saved_files = manifest.roles
         self.last_checkpoint = self.store.folder / f"manifest-{manifest.tag}.json"
-        self._saved_counters = manifest.counters
-        self.store.prune()  # what a kill between commit and cleaning up has left
+        self._saved_moment = self._moment()
+        self.store.collect_garbage()  # what a kill between commit and cleaning up has left
         return Saved(manifest.tag, manifest.roles, manifest.strategy)
 
 

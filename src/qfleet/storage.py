@@ -61,6 +61,8 @@ def read_verified(folder: Path, file: SavedFile) -> bytes:
 
 def _sync_folder(folder: Path) -> None:
     """Make a rename itself survive a power cut."""
+    if os.name == "nt":  # Windows opens no folders, and needs no such thing
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

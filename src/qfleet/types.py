@@ -30,6 +30,7 @@ class EnvSpec:
         has_action_mask: whether `info["action_mask"]` (bool [A], True = legal) comes with each observation.
         max_episode_steps: the time limit in env steps, None if there is none.
         return_threshold: the return at which the environment's registration calls it solved, None if unknown.
+        offers_state: whether its state can be saved; else a checkpoint restarts its episodes.
         is_native: whether it has its own vector version, so that many copies step at about the cost of one.
     """
 
@@ -41,6 +42,7 @@ class EnvSpec:
     max_episode_steps: int | None = None
     return_threshold: float | None = None
     is_native: bool = False
+    offers_state: bool = False
 
 
 @dataclass(frozen=True, slots=True)

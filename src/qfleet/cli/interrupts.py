@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
 
-MESSAGE = "interrupted: saving a checkpoint (once more stops at once, without saving)"
+MESSAGE = "interrupted: saving a checkpoint, after any evaluation under way (once more stops at once, without saving)"
 
 
 class Interrupts:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -54,4 +56,6 @@ doctor.add_to(app)
 
 def main() -> None:
     """Entry point of the `qfleet` script."""
+    # As with `python -m`: environments and networks beside the user are found by their module's name.
+    sys.path.append(str(Path.cwd()))
     app()

@@ -48,7 +48,7 @@ class Status:
 
     def returns(self) -> str:
         """Returns and epsilon."""
-        parts = [f"return {_number(self.mean_return)}"]
+        parts = [f"training return {_number(self.mean_return)}"]
         if self.validation is not None:
             parts.append(f"validation {_number(self.validation)} (best {_number(self.best_validation)})")
         if self.target is not None:

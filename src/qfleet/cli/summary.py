@@ -142,7 +142,10 @@ def _table(title: str) -> Table:
     from rich import box
     from rich.table import Table
 
-    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False)
+    # As wide as its title, which would wrap otherwise.
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False)
+    table.min_width = len(title)
+    return table
 
 
 def _reached(summary: Summary) -> str:

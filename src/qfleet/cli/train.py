@@ -277,6 +277,8 @@ def run_series(series: Series, out: Output, interrupts: Interrupts) -> int:
         out.show(series_table(summaries, total["spread"]))  # type: ignore[arg-type]
         out.say(f"runs and their curve: {series.run_dir}")
         out.result(total, series_line(total) if out.quiet else None)
+    else:
+        out.result({"run_dir": str(series.run_dir), "stop_reason": "interrupted", "runs": []}, None)
     return interrupts.exit_code
 
 

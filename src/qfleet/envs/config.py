@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from qfleet.config import Section
 
 Vectorization = Literal["auto", "native", "sync", "subprocess"]
 Autoreset = Literal["auto", "next_step", "same_step"]
 
 
-class EnvConfig(BaseModel):
+class EnvConfig(Section):
     """Which environment to train on, and how to step many copies of it.
 
     Attributes:
@@ -31,8 +33,6 @@ class EnvConfig(BaseModel):
         reward_scale: the training reward is the environment's times this; episode returns stay raw.
         reward_clip: the scaled training reward is then clipped to [-reward_clip, reward_clip].
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: str | None = None
     kwargs: dict[str, object] = Field(default_factory=dict)

@@ -21,6 +21,7 @@ from qfleet.envs.config import EnvConfig
 from qfleet.envs.masks import read_masks
 from qfleet.envs.source import EnvFactory, EnvSource, find_source, first_line, missing_package
 from qfleet.envs.spaces import fits_unwrapped, obs_dtype, one_line
+from qfleet.envs.state import VectorState
 from qfleet.envs.vector import AnyVectorEnv, EnvBatch, autoreset_mode
 from qfleet.errors import EnvError, UsageError
 from qfleet.types import EnvSpec
@@ -170,5 +171,6 @@ def _spec_of(env: AnyVectorEnv, source: EnvSource) -> EnvSpec:
         has_action_mask=has_action_mask,
         max_episode_steps=source.time_limit,
         return_threshold=source.return_threshold,
+        offers_state=VectorState.find(env) is not None,
         is_native=not isinstance(env, (gym.vector.SyncVectorEnv, gym.vector.AsyncVectorEnv)),
     )

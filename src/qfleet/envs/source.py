@@ -28,7 +28,7 @@ _REGISTERED_BY = (
     (("ALE/",), ("NoFrameskip-v0", "NoFrameskip-v4"), "ale_py"),
 )
 # The module that an environment misses, and what installs it.
-_INSTALLED_BY = {"Box2D": "qfleet[box2d]", "ale_py": "qfleet[atari]", "mujoco": "gymnasium[mujoco]"}
+_INSTALLED_BY = {"Box2D": "qfleet[box2d]", "ale_py": "ale-py", "mujoco": "gymnasium[mujoco]"}
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def find_source(config: EnvConfig, factory: EnvFactory | None = None) -> EnvSour
     if factory is not None:
         label = label or str(getattr(factory, "__qualname__", type(factory).__name__))
     elif label is None:
-        raise UsageError("no environment is named; use --env NAME, for example --env CartPole-v1")
+        raise UsageError("no environment is named; give one, for example CartPole-v1")
     elif ":" in label:
         registration, factory = _find_in_module(label)
     else:

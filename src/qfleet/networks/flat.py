@@ -37,7 +37,8 @@ class FlatNetwork:
     """
 
     def __init__(self, module: nn.Module, device: torch.device | str = "cpu", *, trainable: bool = True) -> None:
-        self.module = module.to(device=device, dtype=torch.float32)
+        # Nothing may behave differently between acting and learning, nor draw from the global generator.
+        self.module = module.to(device=device, dtype=torch.float32).eval()
         named = list(self.module.named_parameters())
         if not named:
             raise UsageError(f"network {type(module).__name__} has no parameters to train")

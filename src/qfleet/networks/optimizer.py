@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from qfleet.config import Fraction, PositiveFloat, PositiveInt, Section
 from qfleet.ops.optimizers import adam_step_, rmsprop_step_, sgd_step_
 from qfleet.ops.schedules import cosine, linear
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Section):
@@ -21,9 +24,9 @@ class OptimizerConfig(Section):
 
     name: Literal["adam", "rmsprop", "sgd"] = "adam"
     epsilon: PositiveFloat = 1e-8
-    beta1: Fraction = 0.9
-    beta2: Fraction = 0.999
-    rmsprop_decay: Fraction = 0.99
+    beta1: Decay = 0.9
+    beta2: Decay = 0.999
+    rmsprop_decay: Decay = 0.99
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     decay_updates: PositiveInt = 100_000
     end_fraction: Fraction = 0.0

@@ -23,15 +23,31 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "si
 class NetworkConfig(Section):
     """The torso.
 
+    `hidden` are the widths of the dense layers: all of an mlp's (None: 128, 128), those after a cnn's convolutions
+    (None: 512). A torso of your own is called with
+    the shape alone: of the other fields only `normalize_observations` matters to it.
+
     `kind`: "auto" (cnn for images of at least 36 x 36, else mlp), "mlp", "cnn" (Mnih et al. 2015), or
     "package.module:Class", called as Class(obs_shape) and mapping float32 [B, *O] to features [B, F].
     """
 
     kind: str = Field(default="auto", pattern=r"^(auto|mlp|cnn|[\w.]+:\w+)$")
-    hidden: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (128, 128)
+    hidden: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = None
     activation: Literal["relu", "tanh", "silu", "gelu"] = "relu"
     layer_norm: bool = False
     normalize_observations: bool = False
+
+
+def dense_layers(size: int, widths: tuple[int, ...], config: NetworkConfig) -> list[nn.Module]:
+    """Linear, optional LayerNorm, activation; once per width."""
+    layers: list[nn.Module] = []
+    for width in widths:
+        layers.append(nn.Linear(size, width))
+        if config.layer_norm:
+            layers.append(nn.LayerNorm(width))
+        layers.append(ACTIVATIONS[config.activation]())
+        size = width
+    return layers
 
 
 class MLP(nn.Sequential):
@@ -45,17 +61,11 @@ class MLP(nn.Sequential):
     def __init__(self, obs_shape: tuple[int, ...], config: NetworkConfig) -> None:
         layers: list[nn.Module] = [nn.Flatten()] if len(obs_shape) != 1 else []
         size = math.prod(obs_shape)
-        for width in config.hidden:
-            layers.append(nn.Linear(size, width))
-            if config.layer_norm:
-                layers.append(nn.LayerNorm(width))
-            layers.append(ACTIVATIONS[config.activation]())
-            size = width
-        super().__init__(*layers)
+        super().__init__(*layers, *dense_layers(size, config.hidden or (128, 128), config))
 
 
 class NatureCNN(nn.Sequential):
-    """The convolutions of Mnih et al. (2015) and one hidden layer of 512.
+    """The convolutions of Mnih et al. (2015) and dense layers, one of 512 there.
 
     Observations are [C, H, W] (frame stacks) or [H, W, C]; whichever axis is smaller is taken as C.
     """
@@ -71,10 +81,7 @@ class NatureCNN(nn.Sequential):
         convolutions.append(nn.Flatten())
         with torch.no_grad():
             flat_size = nn.Sequential(*convolutions)(torch.zeros(1, *obs_shape)).shape[1]
-        hidden: list[nn.Module] = [nn.Linear(flat_size, 512)]
-        if config.layer_norm:
-            hidden.append(nn.LayerNorm(512))
-        super().__init__(*convolutions, *hidden, ACTIVATIONS[config.activation]())
+        super().__init__(*convolutions, *dense_layers(flat_size, config.hidden or (512,), config))
 
 
 class ToChannelsFirst(nn.Module):
@@ -104,14 +111,7 @@ class Torso(nn.Module):
         self.scale = UnitRange() if obs_dtype == "uint8" else nn.Identity()
         self.norm = ObservationNorm(obs_shape) if config.normalize_observations else None
         self.body = build_body(config, obs_shape)
-        with torch.no_grad():
-            features = self.body(torch.zeros(2, *obs_shape))
-        if features.dim() != 2 or features.shape[0] != 2:
-            raise UsageError(
-                f"network {config.kind}: observations [2, {', '.join(map(str, obs_shape))}] gave shape "
-                f"{list(features.shape)}; a torso must return features [batch, F]"
-            )
-        self.num_features: int = features.shape[1]
+        self.num_features = count_features(self.body, config.kind, obs_shape)
 
     def observe(self, obs: Tensor) -> None:
         """Let the running normalisation see a batch that is about to be learned from. [B, *O]."""
@@ -125,6 +125,30 @@ class Torso(nn.Module):
             obs = self.norm(obs)
         features: Tensor = self.body(obs)
         return features
+
+
+def count_features(body: nn.Module, kind: str, obs_shape: tuple[int, ...]) -> int:
+    """F, found by two observations of zeros.
+
+    Raises:
+        UsageError: the layers fail, give another shape, or behave differently in training than in acting.
+    """
+    what = f"network.kind = {kind!r}: observations [2, {', '.join(map(str, obs_shape))}]"
+    for layer in body.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm | nn.modules.dropout._DropoutNd):
+            raise UsageError(
+                f"network.kind = {kind!r}: {type(layer).__name__} behaves differently in training than in acting; "
+                "use LayerNorm, or leave it out"
+            )
+    try:
+        with torch.no_grad():
+            features = body(torch.zeros(2, *obs_shape))
+    except Exception as error:
+        raise UsageError(f"{what} raised {type(error).__name__}: {str(error).splitlines()[0]}") from error
+    if not isinstance(features, Tensor) or features.dim() != 2 or features.shape[0] != 2:
+        found = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise UsageError(f"{what} gave {found}; a torso must return features [batch, F]")
+    return int(features.shape[1])
 
 
 def build_body(config: NetworkConfig, obs_shape: tuple[int, ...]) -> nn.Module:

@@ -38,7 +38,7 @@ class PrioritizedReplay:
 
     def __init__(self, capacity: int, spec: EnvSpec, generator: np.random.Generator, alpha: float) -> None:
         if not 0.0 <= alpha <= 1.0:
-            raise ConfigError(f"replay.alpha: {alpha} is out of range; give a number from 0 to 1")
+            raise ConfigError(f"replay.priority_exponent: {alpha} is out of range; give a number from 0 to 1")
         check_memory(capacity, required_bytes(capacity, spec) + sum_tree.tree_bytes(max(capacity, 1)))
         self.storage = RingStorage(capacity, spec)
         self.alpha = float(alpha)  # an int would make the kernels compile again

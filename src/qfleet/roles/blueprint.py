@@ -18,6 +18,7 @@ from qfleet.envs.vector import EnvBatch
 from qfleet.networks.flat import FlatNetwork
 from qfleet.networks.torso import NetworkConfig
 from qfleet.replay.buffer import Replay
+from qfleet.replay.storage import required_bytes
 from qfleet.replay.uniform import UniformReplay
 from qfleet.seeding import derive_generator, derive_seed
 from qfleet.types import EnvSpec, ParamSnapshot
@@ -58,7 +59,7 @@ class Blueprint:
         """A network with the run's first weights: the same ones in every role."""
         # torch's initialisers know only the global generator, so it is borrowed and given back.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(self.seed, "network"))
+            torch.default_generator.manual_seed(derive_seed(self.seed, "network"))
             module = self.build_algorithm().build_network(self.network, self.spec)
         network = FlatNetwork(module, self.device, trainable=trainable)
         if self.initial is not None:
@@ -85,3 +86,13 @@ def copy_network(network: FlatNetwork) -> FlatNetwork:
     if network.layout_hash != twin.layout_hash:
         raise AssertionError("a copy has another layout")
     return twin
+
+
+def replay_bytes(config: ReplayConfig, spec: EnvSpec) -> int:
+    """Bytes of a full replay, what it draws by included."""
+    rows = required_bytes(config.capacity, spec)
+    if config.sampler == "uniform":
+        return rows
+    from qfleet.replay.sum_tree import tree_bytes  # loads numba
+
+    return rows + tree_bytes(config.capacity)

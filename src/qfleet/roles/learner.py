@@ -54,10 +54,14 @@ class Learner:
         """One update from one sample; returns |TD error| of its transitions, float32 [B].
 
         Raises:
-            DivergenceError: loss or gradient is NaN or infinite; parameters are left as they were.
+            DivergenceError: loss, gradient or a parameter is NaN or infinite.
         """
         priority = self.gradient(sample)
         self.apply()
+        if not math.isfinite(float(self.online.vector.sum())):
+            raise DivergenceError(
+                describe_divergence(self.version, self.loss, self.gradient_norm, sample, "a parameter")
+            )
         return priority
 
     def gradient(self, sample: Sample) -> FloatArray:
@@ -154,11 +158,12 @@ class Learner:
         self.version = version
 
 
-def describe_divergence(num_update: int, loss: float, norm: float, sample: Sample) -> str:
+def describe_divergence(num_update: int, loss: float, norm: float, sample: Sample, what: str = "") -> str:
     """One line: which update, how it broke, the batch's range."""
+    broken = f"{what} is NaN or infinite after it, " if what else ""
     transitions = sample.transitions
     return (
-        f"learning diverged at update {num_update}: loss {loss}, gradient norm {norm}; its batch has "
+        f"learning diverged at update {num_update}: {broken}loss {loss}, gradient norm {norm}; its batch has "
         f"rewards in [{transitions.reward.min():.4g}, {transitions.reward.max():.4g}] and observations in "
         f"[{transitions.obs.min():.4g}, {transitions.obs.max():.4g}]; lower algo.learning_rate, or scale rewards "
         "or observations"

@@ -1,0 +1,82 @@
+"""What a run takes of the machine it is on: device, threads, and its run directory for itself. Floor 6."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import IO
+
+import torch
+
+from qfleet.errors import QfleetError, UsageError
+from qfleet.recipe import RunConfig
+from qfleet.types import EnvSpec
+
+
+def choose_device(wanted: str, spec: EnvSpec) -> str:
+    """cpu or cuda; "auto" takes a GPU for images only, for a small network waits longer for one than it computes.
+
+    Raises:
+        UsageError: cuda was asked for and there is none.
+    """
+    if wanted == "cpu":
+        return "cpu"
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise UsageError("device = 'cuda': torch sees no CUDA device here; use --set device=cpu, or auto")
+    is_image = len(spec.obs_shape) >= 2
+    return "cuda" if wanted == "cuda" or (available and is_image) else "cpu"
+
+
+def choose_num_threads(config: RunConfig, spec: EnvSpec) -> int:
+    """torch's threads for this run.
+
+    Small networks lose more to a second thread's wake-up than it brings, so vectors get one thread, images all cores.
+    """
+    if config.num_threads != "auto":
+        return config.num_threads
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores if len(spec.obs_shape) >= 2 else 1
+
+
+def set_up_torch(config: RunConfig, spec: EnvSpec) -> int:
+    """Set this process's thread count and flush denormals; returns the thread count."""
+    num_threads = choose_num_threads(config, spec)
+    torch.set_num_threads(num_threads)
+    torch.set_flush_denormal(True)
+    return num_threads
+
+
+class RunLock:
+    """Holds a run directory for one process; the operating system lets go of it however the process ends.
+
+    Args:
+        run_dir: made if it is not there yet.
+
+    Raises:
+        UsageError: another process is running in it.
+        QfleetError: the directory cannot be made.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self._file: IO[str] | None = None
+        path = run_dir / ".lock"
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("w")
+        except OSError as error:
+            raise QfleetError(f"cannot write {path}: {error.strerror or error}; choose another --run-dir") from error
+        try:
+            import fcntl
+        except ImportError:  # Windows has no flock: there the user must take care
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise UsageError(f"{run_dir}: another process is training here; wait for it, or stop it") from None
+
+    def release(self) -> None:
+        """Let go."""
+        if self._file is not None:
+            self._file.close()
