@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from harness import hardware_line
-
 from qfleet.experiment import Experiment
 from qfleet.roles.worker import Worker
 

@@ -28,7 +28,7 @@ from qfleet.curve import draw_learning_curve
 from qfleet.engines.base import Engine
 from qfleet.envs.make import probe_spec
 from qfleet.errors import CheckpointError, QfleetError, UsageError
-from qfleet.machine import RunLock, choose_device, choose_num_threads, set_up_torch
+from qfleet.machine import LOCK_NAME, RunLock, choose_device, choose_num_threads, set_up_torch
 from qfleet.policy import make_blueprint, read_policy
 from qfleet.recipe import (
     RESUMABLE,
@@ -284,8 +284,8 @@ class Experiment:
         """
         if self._is_resumed or not self.run_dir.exists():
             return
-        # A .part file is of a run that was killed before it had a configuration: there is nothing to continue.
-        if any(path.suffix != ".part" for path in self.run_dir.iterdir()):
+        # A lock or a .part file is of a run that was killed before it had a configuration: nothing to continue there.
+        if any(path.name != LOCK_NAME and path.suffix != ".part" for path in self.run_dir.iterdir()):
             raise UsageError(
                 f"{self.run_dir}: this directory is not empty; continue it with --resume {self.run_dir}, "
                 "or choose another --run-dir"

@@ -47,6 +47,9 @@ def set_up_torch(config: RunConfig, spec: EnvSpec) -> int:
     return num_threads
 
 
+LOCK_NAME = ".lock"
+
+
 class RunLock:
     """Holds a run directory for one process; the operating system lets go of it however the process ends.
 
@@ -60,7 +63,7 @@ class RunLock:
 
     def __init__(self, run_dir: Path) -> None:
         self._file: IO[str] | None = None
-        path = run_dir / ".lock"
+        path = run_dir / LOCK_NAME
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
             self._file = path.open("w")

@@ -18,14 +18,15 @@ class MetricsWriter:
         run_dir: the run directory.
         tensorboard: write TensorBoard events too, under run_dir/tensorboard.
         offset: length in bytes that metrics.jsonl is cut to first; a resumed run drops what came after its checkpoint.
+        resumed_at: the env step of that checkpoint.
     """
 
-    def __init__(self, run_dir: Path, *, tensorboard: bool, offset: int = 0) -> None:
+    def __init__(self, run_dir: Path, *, tensorboard: bool, offset: int = 0, resumed_at: int | None = None) -> None:
         self.path = run_dir / "metrics.jsonl"
         self._file = self.path.open("ab")
         self._file.truncate(min(offset, self.path.stat().st_size))
         self._file.seek(0, 2)
-        self._events = EventLog(run_dir / "tensorboard") if tensorboard else None
+        self._events = EventLog(run_dir / "tensorboard", resumed_at) if tensorboard else None
 
     @property
     def offset(self) -> int:
@@ -65,10 +66,11 @@ class EventLog:
 
     Args:
         folder: the log directory.
+        resumed_at: env step from which on TensorBoard is to forget what was written before; None for a new run.
     """
 
-    def __init__(self, folder: Path) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
+    def __init__(self, folder: Path, resumed_at: int | None = None) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
@@ -76,6 +78,8 @@ class EventLog:
         self._summary: Any = Summary
         folder.mkdir(parents=True, exist_ok=True)
         self._writer = EventFileWriter(str(folder))
+        if resumed_at is not None:
+            self._writer.add_event(Event(step=resumed_at + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Scalars by tag, at an env step."""

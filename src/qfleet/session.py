@@ -124,7 +124,10 @@ class Session:
         self._last_snapshot: Future | None = None
         self._saved = self._restore(manifest) if manifest is not None else None
         self.metrics = MetricsWriter(
-            run_dir, tensorboard=config.logging.tensorboard, offset=self.schedule.metrics_offset
+            run_dir,
+            tensorboard=config.logging.tensorboard,
+            offset=self.schedule.metrics_offset,
+            resumed_at=None if manifest is None else self.control.counters.num_env_steps,
         )
         self.evaluator = engine.spawn("evaluator", Evaluator, blueprint, config.evaluation)
 

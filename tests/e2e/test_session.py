@@ -20,14 +20,17 @@ from qfleet.config import EvaluationConfig
 from qfleet.envs.toy import Identity, MaskedChain
 from qfleet.errors import ConfigError, UsageError
 from qfleet.experiment import Experiment, Finished
+from qfleet.machine import choose_device
 from qfleet.networks.flat import vector_sha256
 from qfleet.policy import load_policy, make_blueprint, read_policy
 from qfleet.recipe import build_config, read_config
 from qfleet.roles.actor import Actor
+from qfleet.roles.blueprint import replay_bytes
 from qfleet.roles.evaluator import Evaluator
 from qfleet.roles.worker import Worker
 from qfleet.session import Logged, Session, Validated, lower_bound
 from qfleet.strategies.base import Rollout, Update
+from qfleet.types import EnvSpec
 
 MakeExperiment = Callable[..., Experiment]
 
@@ -496,3 +499,46 @@ def test_masks_reach_acting_target_and_evaluation(experiment: MakeExperiment, mo
     experiment("qfleet/MaskedChain-v0", changes).run()
     assert set(taken) == {0, 1, 2}
     assert Identity(2).action_space.n == 2  # decoy: an environment without masks stays without
+
+
+def test_the_policy_makes_the_environment_it_fits(experiment: MakeExperiment, tmp_path: Path) -> None:
+    experiment("Pendulum-v1", {"env.discretize": 3, "env.max_episode_steps": 20}).run()
+    policy = load_policy(tmp_path / "run")
+    env = policy.make_env()
+    obs, _ = env.reset(seed=1)
+    action = policy.act(obs)
+    assert action in range(3)
+    assert env.action_space.contains(np.int64(action))
+    assert np.isfinite(float(env.step(action)[1]))
+
+
+def test_auto_takes_a_gpu_for_images_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    vector = EnvSpec("v", (4,), "float32", 2)
+    image = EnvSpec("i", (4, 84, 84), "uint8", 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [choose_device("auto", spec) for spec in (vector, image)] == ["cpu", "cuda"]
+    assert choose_device("cuda", vector) == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert [choose_device("auto", spec) for spec in (vector, image)] == ["cpu", "cpu"]
+    with pytest.raises(UsageError, match="torch sees no CUDA device"):
+        choose_device("cuda", image)
+
+
+def test_the_stated_memory_holds_what_a_prioritized_replay_draws_by(experiment: MakeExperiment) -> None:
+    uniform = experiment("qfleet/Identity-v0", {"replay.capacity": 100_000}, run_dir="a")
+    prioritized = experiment(
+        "qfleet/Identity-v0", {"replay.capacity": 100_000, "replay.sampler": "prioritized"}, run_dir="b"
+    )
+    rows, with_tree = (replay_bytes(run.config.replay, run.spec) for run in (uniform, prioritized))
+    assert with_tree - rows >= 100_000 * 8  # a float64 a leaf, at the least
+    assert f"{with_tree / 1e6:,.1f} MB" in prioritized.describe()
+
+
+def test_checkpoints_that_would_cut_every_episode_are_warned_of(experiment: MakeExperiment) -> None:
+    # 400 env steps over 4 copies are 100 steps a copy, an episode may take 500.
+    cutting = experiment("CartPole-v1", {"checkpoint.every_env_steps": 400}, run_dir="a")
+    cutting.run()
+    assert any("every 100 steps of a copy; they may take 500" in line for line in cutting.warnings)
+    harmless = experiment("CartPole-v1", {"checkpoint.every_env_steps": 2000}, run_dir="b")
+    harmless.run()
+    assert harmless.warnings == []

@@ -179,23 +179,25 @@ def test_subprocesses_give_the_same_steps_as_this_process() -> None:
 
 def test_a_name_behind_the_module_that_registers_it(user_package: None) -> None:
     spec = probe_spec(EnvConfig(id="my_package:Mine-v0", kwargs={"size": 6}))
-    assert spec == EnvSpec("my_package:Mine-v0", (6,), "float32", 2, max_episode_steps=9)
+    assert spec == EnvSpec("my_package:Mine-v0", (6,), "float32", 2, max_episode_steps=9, offers_state=True)
 
 
 def test_a_class_in_a_module(user_package: None) -> None:
     config = EnvConfig(id="my_package.module:Mine", kwargs={"size": 6}, max_episode_steps=5)
-    assert probe_spec(config) == EnvSpec("my_package.module:Mine", (6,), "float32", 2, max_episode_steps=5)
+    assert probe_spec(config) == EnvSpec(
+        "my_package.module:Mine", (6,), "float32", 2, max_episode_steps=5, offers_state=True
+    )
 
 
 def test_a_factory_gets_the_kwargs_and_gives_its_name() -> None:
     spec = probe_spec(EnvConfig(kwargs={"masks": True, "num_actions": 5}), factory=Script)
-    assert spec == EnvSpec("Script", (4,), "float32", 5, has_action_mask=True)
+    assert spec == EnvSpec("Script", (4,), "float32", 5, has_action_mask=True, offers_state=True)
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({}, "no environment is named; use --env NAME, for example --env CartPole-v1"),
+        ({}, "no environment is named; give one, for example CartPole-v1"),
         ({"id": "CartPol-v1"}, "no environment is called 'CartPol-v1'; did you mean CartPole-v1"),
         ({"id": "cartpole-v1"}, "no environment is called 'cartpole-v1'; did you mean CartPole-v1"),
         ({"id": "LunarLander-v2"}, "no environment is called 'LunarLander-v2'; did you mean LunarLander-v3"),
@@ -255,8 +257,8 @@ def test_a_constructor_that_fails_is_reported_in_one_line(user_package: None) ->
     ("env_id", "package", "install"),
     [
         ("LunarLander-v3", "Box2D", "qfleet[box2d]"),
-        ("ALE/Pong-v5", "ale_py", "qfleet[atari]"),
-        ("PongNoFrameskip-v4", "ale_py", "qfleet[atari]"),
+        ("ALE/Pong-v5", "ale_py", "ale-py"),
+        ("PongNoFrameskip-v4", "ale_py", "ale-py"),
         ("phys2d/CartPole-v1", "jax", "jax"),
     ],
 )

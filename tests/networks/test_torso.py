@@ -124,7 +124,7 @@ def test_a_users_class_becomes_the_body(nets: str) -> None:
         ("Raises", r"proof_nets:Raises.*Raises\(\(3,\)\) raised KeyError\('boom'\)"),
         ("NoModule", r"gave no torch.nn.Module"),
         ("Absent", r"no attribute 'Absent'; is it installed or on PYTHONPATH"),
-        ("Flat", r"gave shape \[2\]; a torso must return features \[batch, F\]"),
+        ("Flat", r"gave \[2\]; a torso must return features \[batch, F\]"),
     ],
 )
 def test_a_users_class_that_does_not_fit_is_refused(nets: str, name: str, message: str) -> None:
@@ -142,3 +142,45 @@ def test_a_misspelt_kind_is_refused_before_anything_runs() -> None:
 
     with pytest.raises(ConfigError, match=r"network.kind = 'cnnn'"):
         parse_section(NetworkConfig, {"kind": "cnnn"}, "network")
+
+
+def wide_and_deep(obs_shape: tuple[int, ...]) -> nn.Module:
+    return nn.Linear(99, 8)  # not what comes in
+
+
+def with_dropout(obs_shape: tuple[int, ...]) -> nn.Module:
+    return nn.Sequential(nn.Linear(obs_shape[0], 8), nn.Dropout(0.5))
+
+
+def with_batch_norm(obs_shape: tuple[int, ...]) -> nn.Module:
+    return nn.Sequential(nn.Linear(obs_shape[0], 8), nn.BatchNorm1d(8))
+
+
+class Pair(nn.Module):
+    def __init__(self, obs_shape: tuple[int, ...]) -> None:
+        super().__init__()
+
+    def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return obs, obs
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("wide_and_deep", r"observations \[2, 4\] raised RuntimeError: mat1 and mat2"),
+        ("with_dropout", "Dropout behaves differently in training than in acting"),
+        ("with_batch_norm", "BatchNorm1d behaves differently in training than in acting"),
+        ("Pair", r"gave tuple; a torso must return features \[batch, F\]"),
+    ],
+)
+def test_a_torso_that_cannot_work_is_refused_before_the_run(
+    monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "nets_of_mine", sys.modules[__name__])
+    with pytest.raises(UsageError, match=message) as caught:
+        Torso(NetworkConfig(kind=f"nets_of_mine:{name}"), (4,), "float32")
+    assert "\n" not in str(caught.value)
+
+
+def test_hidden_are_the_dense_layers_of_a_cnn_too() -> None:
+    assert Torso(NetworkConfig(hidden=(64, 32)), (4, 84, 84), "uint8").num_features == 32

@@ -216,7 +216,7 @@ def test_both_kinds_are_a_replay(vector_spec, numbered, kind):
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan")])
 def test_alpha_out_of_range_is_refused(vector_spec, alpha):
-    with pytest.raises(ConfigError, match=r"replay\.alpha"):
+    with pytest.raises(ConfigError, match=r"replay\.priority_exponent"):
         PrioritizedReplay(4, vector_spec, np.random.default_rng(0), alpha)
 
 
