@@ -38,7 +38,7 @@ qfleet train CartPole-v1 --set algo.learning_rate=0.001 --set 'network.hidden=[2
 - "not set" is the absence of a value. Where a field outside of `[env]` has a default and may also be off, the word
   `none` switches it off: `--set algo.optimizer.max_grad_norm=none`.
 - A table's name alone stands for one field of it: SHORTHANDS.
-- A resumed run takes changes to `stop.*`, `checkpoint.*` and `logging.*` only.
+- A resumed run takes changes to `stop.*`, `checkpoint.*`, `logging.*`, `device` and `num_threads` only.
 """
 
 MEANINGS = {
