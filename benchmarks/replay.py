@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from qfleet.ops.importance import importance_weights
 from qfleet.replay.n_step import NStepAdder
 from qfleet.replay.prioritized import PrioritizedReplay
 from qfleet.replay.uniform import UniformReplay
@@ -105,7 +106,9 @@ def qfleet_tasks(capacity: int) -> list[Task]:
     priorities = make_priorities()
 
     def sample_update() -> None:
-        prioritized.update_priorities(prioritized.sample(BATCH_SIZE).keys, priorities())
+        sample = prioritized.sample(BATCH_SIZE)
+        importance_weights(sample.probabilities, sample.num_transitions, BETA)  # the peers have them in their sample
+        prioritized.update_priorities(sample.keys, priorities())
 
     tasks.append(Task(SAMPLE_UPDATE, "qfleet prioritized", sample_update, BATCH_SIZE))
     tasks.append(Task(SAMPLE_UNIFORM, "qfleet uniform", lambda: uniform.sample(BATCH_SIZE), BATCH_SIZE))
