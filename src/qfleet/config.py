@@ -122,8 +122,6 @@ class LoggingConfig(Section):
 class InitConfig(Section):
     """What a new run starts from; `from` is a run directory whose best policy gives the first weights."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-
     from_run: str | None = Field(default=None, alias="from")
 
 

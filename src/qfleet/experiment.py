@@ -13,13 +13,11 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 
@@ -27,6 +25,7 @@ from qfleet.checkpoint import CheckpointStore, Manifest
 from qfleet.curve import draw_learning_curve
 from qfleet.engines.base import Engine
 from qfleet.envs.make import probe_spec
+from qfleet.envs.source import EnvFactory
 from qfleet.errors import CheckpointError, QfleetError, UsageError
 from qfleet.machine import LOCK_NAME, RunLock, choose_device, choose_num_threads, set_up_torch
 from qfleet.policy import make_blueprint, read_policy
@@ -47,8 +46,6 @@ from qfleet.session import Schedule, Session, has_reached, limit_met, target_ret
 from qfleet.storage import write_file
 from qfleet.strategies.base import Counters, Event
 from qfleet.types import EnvSpec
-
-EnvFactory = Callable[..., gym.Env[Any, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,11 +200,11 @@ class Experiment:
                 shutil.rmtree(self.run_dir, ignore_errors=True)
             raise
         finally:
-            lock.release()
             engine.close()
             # The caller's process goes on as it was; torch cannot tell whether denormals were flushed, they rarely are.
             torch.set_num_threads(num_threads_before)
             torch.set_flush_denormal(False)
+            lock.release()  # last: until the roles are closed, the directory is still theirs
 
     @property
     def spec(self) -> EnvSpec:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import gymnasium as gym
 import torch
 
 from qfleet.algos.base import Algorithm, AlgorithmConfig
 from qfleet.config import ReplayConfig
 from qfleet.envs.config import EnvConfig
 from qfleet.envs.make import make_env_batch
+from qfleet.envs.source import EnvFactory
 from qfleet.envs.vector import EnvBatch
 from qfleet.networks.flat import FlatNetwork
 from qfleet.networks.torso import NetworkConfig
@@ -39,7 +38,7 @@ class Blueprint:
     """
 
     env: EnvConfig
-    env_factory: Callable[[], gym.Env] | None
+    env_factory: EnvFactory | None
     spec: EnvSpec
     algo_name: str
     algo: AlgorithmConfig

@@ -9,6 +9,7 @@ import json
 import time
 from pathlib import Path
 
+from safetensors import safe_open
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
@@ -120,8 +121,8 @@ class Worker:
         content = read_verified(root, files[0])
         try:
             arrays = load_tensors(content)
-            header_size = int.from_bytes(content[:8], "little")
-            metadata = json.loads(content[8 : 8 + header_size])["__metadata__"]
+            with safe_open(root / files[0].path, framework="np") as file:
+                metadata = file.metadata()
             learner_values, actor_values = json.loads(metadata["learner"]), json.loads(metadata["actor"])
         except Exception as error:
             raise CheckpointError(f"{root / files[0].path}: not a state file of this version: {error}") from error
