@@ -45,12 +45,14 @@ class RoleDied(QfleetError):
     Args:
         role: name of the role.
         incarnation: which life of the role died; the first is 0.
+        cause: how, in a word or a few: "killed", "timeout", "process died", "node lost"; restarts are counted by it.
     """
 
-    def __init__(self, role: str, incarnation: int) -> None:
-        super().__init__(f"role {role} (incarnation {incarnation}) died")
+    def __init__(self, role: str, incarnation: int, cause: str = "process died") -> None:
+        super().__init__(f"role {role} (incarnation {incarnation}) died: {cause}")
         self.role = role
         self.incarnation = incarnation
+        self.cause = cause
 
 
 class ValueLost(QfleetError):

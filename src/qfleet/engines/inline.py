@@ -2,6 +2,7 @@
 
     waits for                 unblocked by
     wait()                    running one pending call itself: drawn from the seed among the first calls of each role
+    a generator's yield       the last member of its group to yield; then all members go on in turn
 
 Nothing runs before `wait`, and the draw is the only source of order, so every run, asynchronous strategies included,
 replays bit for bit from its seed.
@@ -11,18 +12,83 @@ from __future__ import annotations
 
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
 
-from qfleet.engines.base import EngineConfig, Future, RoleRef
+import torch
+
+from qfleet.engines.base import EngineConfig, Future, Part, Placement, RoleRef
 from qfleet.errors import CallFailed, QfleetError, RoleDied, ValueLost
 from qfleet.seeding import derive_generator, generator_state, set_generator_state
 from qfleet.types import Receipt, Reply
+
+ANYWHERE = Placement()
+Steps = Generator[torch.Tensor, None, object]
 
 
 class Config(EngineConfig):
     """The [engine] section of the inline engine; it has no settings of its own."""
 
     name: str = "inline"
+
+
+@dataclass(slots=True)
+class _Role:
+    build: Callable[..., object]
+    args: tuple[object, ...]
+    built: object = None
+    incarnation: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Group:
+    """An all-reduce under way: members arrive one by one; their generators stand at a yield until all have."""
+
+    size: int
+    members: dict[str, tuple[Future, Steps]] = field(default_factory=dict)
+    broken_by: str | None = None
+
+
+@dataclass(slots=True)
+class _Call:
+    future: Future
+    args: tuple[object, ...]
+    group: _Group | None = None
+
+
+class _Lane:
+    """Pending calls of one lane, by role; drawing one costs the same whether ten roles wait or a thousand."""
+
+    def __init__(self) -> None:
+        self.queues: dict[str, deque[_Call]] = {}
+        self.names: list[str] = []  # of the roles with pending calls, in no order
+        self.places: dict[str, int] = {}
+        self.done: deque[Future] = deque()  # completed together with another one
+
+    def add(self, name: str, call: _Call) -> None:
+        queue = self.queues.get(name)
+        if queue is None:
+            queue = self.queues[name] = deque()
+            self.places[name] = len(self.names)
+            self.names.append(name)
+        queue.append(call)
+
+    def take(self, name: str) -> _Call:
+        queue = self.queues[name]
+        call = queue.popleft()
+        if not queue:
+            self.drop(name)
+        return call
+
+    def drop(self, name: str) -> deque[_Call]:
+        queue = self.queues.pop(name, None)
+        if queue is None:
+            return deque()
+        place, last = self.places.pop(name), self.names.pop()
+        if last != name:
+            self.names[place] = last
+            self.places[last] = place
+        return queue
 
 
 class Engine:
@@ -33,46 +99,50 @@ class Engine:
         seed: fixes the order in which pending calls run.
     """
 
+    is_concurrent = False
+
     def __init__(self, config: Config, seed: int) -> None:
         self.config = config
         self._generator = derive_generator(seed, "engine", "inline")
-        self._roles: dict[str, object] = {}
-        self._pending: dict[str, dict[str, deque[tuple[Future, tuple[object, ...]]]]] = {}
+        self._roles: dict[str, _Role] = {}
+        self._lanes: dict[str, _Lane] = {}
         self._num_calls = 0
 
-    def spawn(self, name: str, build: Callable[..., object], *args: object) -> RoleRef:
+    def spawn(self, name: str, build: Callable[..., object], *args: object, placement: Placement = ANYWHERE) -> RoleRef:
         """Build the role here and now."""
         if name in self._roles:
             raise ValueError(f"role {name} exists already")
-        self._roles[name] = build(*args)
+        self._roles[name] = _Role(build, args, build(*args))
         return RoleRef(name)
 
-    def submit(self, role: RoleRef, method: str, *args: object, lane: str = "training") -> Future:
+    def submit(self, role: RoleRef, method: str, *args: object, lane: str = "training", num_parts: int = 1) -> Future:
         """Queue the call; it runs inside a later `wait`."""
-        future = Future(role, method, lane)
-        for argument in args:
-            if isinstance(argument, Future) and argument.receipt is None and argument.error is None:
-                raise ValueError(f"{role.name}.{method}: an argument of {argument.method} is not completed yet")
-        queues = self._pending.setdefault(lane, {})
-        queue = queues.get(role.name)
-        if queue is None:
-            queue = queues[role.name] = deque()
-        queue.append((future, args))
-        return future
+        return self._queue(role, method, args, lane, num_parts, None)
+
+    def all_reduce(
+        self, group: Sequence[RoleRef], method: str, args: Sequence[tuple[object, ...]], lane: str = "training"
+    ) -> list[Future]:
+        """Queue a call at each member; the mean is taken when the last one has yielded, in the group's order."""
+        shared = _Group(len(group))
+        return [self._queue(role, method, own, lane, 1, shared) for role, own in zip(group, args, strict=True)]
 
     def wait(self, timeout: float | None = None, lane: str = "training") -> Future | None:
-        """Run one pending call of the lane and return it; None when nothing is pending. Never blocks."""
-        queues = self._pending.get(lane)
-        if not queues:
+        """Run pending calls of the lane until one completes and return it; None when nothing is pending."""
+        pending = self._lanes.get(lane)
+        if pending is None:
             return None
-        names = list(queues)
-        name = names[0] if len(names) == 1 else names[int(self._generator.integers(len(names)))]
-        queue = queues[name]
-        future, args = queue.popleft()
-        if not queue:
-            del queues[name]
-        self._run(future, args)
-        return future
+        while not pending.done:
+            names = pending.names
+            if not names:
+                return None
+            name = names[0] if len(names) == 1 else names[int(self._generator.integers(len(names)))]
+            call = pending.take(name)
+            if call.group is not None:
+                self._arrive(call, call.group)
+            else:
+                self._run(call)
+                return call.future
+        return pending.done.popleft()
 
     def result(self, future: Future) -> Receipt:
         """The receipt, or the role's own failure."""
@@ -89,12 +159,40 @@ class Engine:
 
     def stop(self, role: RoleRef) -> None:
         """Forget the role and its pending calls."""
-        built = self._roles.pop(role.name, None)
-        for queues in self._pending.values():
-            queues.pop(role.name, None)
-        close = getattr(built, "close", None)
-        if close is not None:
-            close()
+        known = self._roles.pop(role.name, None)
+        for pending in self._lanes.values():
+            pending.drop(role.name)
+        _close(known)
+
+    def kill(self, role: RoleRef) -> None:
+        """Forget what the role has built up; its pending calls come back as RoleDied."""
+        known = self._roles.get(role.name)
+        if known is None or known.built is None:
+            return
+        _close(known)
+        known.built = None
+        for pending in self._lanes.values():
+            for call in pending.drop(role.name):
+                call.future.error = RoleDied(role.name, known.incarnation, "killed")
+                pending.done.append(call.future)
+                if call.group is not None:
+                    self._break(call.group, role.name)
+
+    def respawn(self, role: RoleRef) -> None:
+        """Build the role anew."""
+        self.kill(role)
+        known = self._roles[role.name]
+        known.incarnation += 1
+        known.built = known.build(*known.args)
+
+    def incarnation(self, role: RoleRef) -> int:
+        """How often the role was respawned."""
+        known = self._roles.get(role.name)
+        return known.incarnation if known is not None else 0
+
+    def room_for(self, placement: Placement) -> int:
+        """Room enough for any number."""
+        return 1 << 30
 
     def now(self) -> float:
         """The number of calls run so far."""
@@ -105,37 +203,142 @@ class Engine:
         return {"generator": generator_state(self._generator), "num_calls": self._num_calls}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """Continue the draws where a checkpoint left them."""
-        set_generator_state(self._generator, state["generator"])
-        self._num_calls = int(str(state["num_calls"]))
+        """Continue the draws where a checkpoint left them; another engine's checkpoint leaves them as they are."""
+        if "generator" in state:
+            set_generator_state(self._generator, state["generator"])
+            self._num_calls = int(str(state["num_calls"]))
 
     def close(self) -> None:
         """Close every role."""
         for name in list(self._roles):
             self.stop(RoleRef(name))
 
-    def _run(self, future: Future, args: tuple[object, ...]) -> None:
-        role = self._roles.get(future.role.name)
-        self._num_calls += 1
-        if role is None:
-            future.error = RoleDied(future.role.name, 0)
-            return
+    def _queue(
+        self, role: RoleRef, method: str, args: tuple[object, ...], lane: str, num_parts: int, group: _Group | None
+    ) -> Future:
         for argument in args:
-            if isinstance(argument, Future) and argument.error is not None:
-                future.error = ValueLost(argument.role.name)  # its payload never came to be; None would pass for one
-                return
-        values = [argument.payload if isinstance(argument, Future) else argument for argument in args]
-        try:
-            answer = getattr(role, future.method)(*values)
-        except Exception as error:
-            cause = str(error) if isinstance(error, QfleetError) else f"{type(error).__name__}: {error}"
-            failure = CallFailed(future.role.name, future.method, cause, traceback.format_exc())
-            failure.__cause__ = error
-            future.error = failure
+            if isinstance(argument, Part):
+                argument = argument.future
+            if isinstance(argument, Future) and not argument.is_completed:
+                raise ValueError(f"{role.name}.{method}: an argument of {argument.method} is not completed yet")
+        future = Future(role, method, lane, self.incarnation(role), num_parts)
+        pending = self._lanes.get(lane)
+        if pending is None:
+            pending = self._lanes[lane] = _Lane()
+        pending.add(role.name, _Call(future, args, group))
+        return future
+
+    def _run(self, call: _Call) -> None:
+        future = call.future
+        method, values = self._prepare(call)
+        if method is None:
             return
-        if isinstance(answer, Reply):
-            future.receipt, future.payload = answer.receipt, answer.payload
-        elif isinstance(answer, Receipt):
-            future.receipt = answer
-        else:
-            future.receipt = Receipt()
+        try:
+            _answer(future, method(*values))
+        except Exception as error:
+            future.error = _failure(future, error)
+
+    def _prepare(self, call: _Call) -> tuple[Callable[..., object] | None, list[object]]:
+        """The role's method and the arguments' values; where there are none, the call has failed."""
+        self._num_calls += 1
+        future = call.future
+        known = self._roles.get(future.role.name)
+        if known is None or known.built is None:
+            future.error = RoleDied(future.role.name, future.incarnation, "killed")
+            return None, []
+        values: list[object] = []
+        for argument in call.args:
+            source = argument.future if isinstance(argument, Part) else argument
+            if not isinstance(source, Future):
+                values.append(argument)
+            elif source.error is not None:
+                future.error = ValueLost(source.role.name)  # its payload never came to be; None would pass for one
+                return None, []
+            elif isinstance(argument, Part):
+                pieces = source.payload
+                assert isinstance(pieces, Sequence)
+                values.append(pieces[argument.index])
+            else:
+                values.append(source.payload)
+        return getattr(known.built, future.method), values
+
+    def _arrive(self, call: _Call, group: _Group) -> None:
+        """Start one member's generator; with the last one here, run the group to its end."""
+        future = call.future
+        done = self._lanes[future.lane].done
+        if group.broken_by is not None:
+            self._num_calls += 1
+            future.error = ValueLost(group.broken_by)
+            done.append(future)
+            return
+        method, values = self._prepare(call)
+        if method is not None:
+            try:
+                steps = method(*values)
+                assert isinstance(steps, Generator), f"{future.role.name}.{future.method} is no generator"
+                group.members[future.role.name] = (future, steps)
+            except Exception as error:
+                future.error = _failure(future, error)
+        if future.error is not None:
+            done.append(future)
+            self._break(group, future.role.name)
+        elif len(group.members) == group.size:
+            self._reduce(group)
+
+    def _reduce(self, group: _Group) -> None:
+        """Turn by turn: each member up to its next yield, then the mean into all their tensors."""
+        while True:
+            tensors: list[torch.Tensor] = []
+            for future, steps in group.members.values():
+                try:
+                    tensors.append(next(steps))
+                except StopIteration as end:
+                    _answer(future, end.value)
+                except Exception as error:
+                    future.error = _failure(future, error)
+                    self._lanes[future.lane].done.append(future)
+                    self._break(group, future.role.name)
+                    return
+            if not tensors:
+                for future, _ in group.members.values():
+                    self._lanes[future.lane].done.append(future)
+                return
+            assert len(tensors) == group.size, "the members of a group must yield equally often"
+            mean = tensors[0].clone()
+            for tensor in tensors[1:]:
+                mean += tensor
+            mean /= len(tensors)
+            for tensor in tensors:
+                tensor.copy_(mean)
+
+    def _break(self, group: _Group, name: str) -> None:
+        """A member is lost: those that wait for it have lost the mean; those still to come will find it broken."""
+        if group.broken_by is not None:
+            return
+        group.broken_by = name
+        for future, steps in group.members.values():
+            steps.close()
+            if future.error is None:
+                future.receipt = None
+                future.error = ValueLost(name)
+                self._lanes[future.lane].done.append(future)
+
+
+def _answer(future: Future, answer: object) -> None:
+    if isinstance(answer, Reply):
+        future.receipt, future.payload = answer.receipt, answer.payload
+    else:
+        future.receipt = answer if isinstance(answer, Receipt) else Receipt()
+
+
+def _failure(future: Future, error: Exception) -> CallFailed:
+    cause = str(error) if isinstance(error, QfleetError) else f"{type(error).__name__}: {error}"
+    failure = CallFailed(future.role.name, future.method, cause, traceback.format_exc())
+    failure.__cause__ = error
+    return failure
+
+
+def _close(role: _Role | None) -> None:
+    close = getattr(role.built, "close", None) if role is not None else None
+    if close is not None:
+        close()
