@@ -63,6 +63,19 @@ class ValueLost(QfleetError):
         self.producer = producer
 
 
+class RestartsExhausted(QfleetError):
+    """A role failed more often than its restart budget allows. `remote_traceback` is its first one, "" if it has none.
+
+    Args:
+        message: role, counts and the last failure.
+        remote_traceback: the role's own traceback as text.
+    """
+
+    def __init__(self, message: str, remote_traceback: str = "") -> None:
+        super().__init__(message)
+        self.remote_traceback = remote_traceback
+
+
 class CallFailed(QfleetError):
     """A role's method raised. The message is the role's own; `remote_traceback` is its traceback as text."""
 

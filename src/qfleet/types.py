@@ -136,6 +136,46 @@ class ParamSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class ParamSlice:
+    """What a parameter server publishes: its contiguous slice of the vectors, immutable.
+
+    Attributes:
+        version: number of optimizer updates that led to it.
+        offset: where in the parameter vector the slice begins.
+        vector: float32 [p], the slice of the online parameters; read-only.
+        target: float32 [p], the slice of the target's, or None where it has not changed since the version before.
+        target_version: version at which the target last changed.
+        buffers: float32 [F], float buffers as the workers last reported them; from the first server only, else [0].
+        layout_hash: of the whole vector.
+    """
+
+    version: int
+    offset: int
+    vector: npt.NDArray[np.float32]
+    target: npt.NDArray[np.float32] | None
+    target_version: int
+    buffers: npt.NDArray[np.float32]
+    layout_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """Names one push, so that it is applied once.
+
+    Attributes:
+        worker: who computed it.
+        incarnation: which life of the worker.
+        sequence: the worker's pushes are numbered.
+        version: the parameters that it was computed from.
+    """
+
+    worker: str
+    incarnation: int
+    sequence: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """The global counters that travel in a call; epsilon, beta and learning-rate schedules follow them."""
 
@@ -156,6 +196,9 @@ class Receipt:
         episode_returns, episode_lengths: of the training episodes that ended.
         seconds: time by activity ("environment", "inference", "replay", "learner").
         metrics: scalars such as loss and mean Q.
+        lags: how old things were when they were used, in versions: "staleness" of the pushes merged, "policy_lag" of
+            the transitions inserted, "priority_age" of the priorities written.
+        num_bytes: bytes of the payload, where it is pushed over the wire.
         files: files written by `save`.
     """
 
@@ -168,6 +211,8 @@ class Receipt:
     episode_lengths: list[int] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    lags: dict[str, list[int]] = field(default_factory=dict)
+    num_bytes: int = 0
     files: list[SavedFile] = field(default_factory=list)
 
 

@@ -124,8 +124,8 @@ class FlatNetwork:
 
     def copy_from(self, vector: np.ndarray, buffers: np.ndarray) -> None:
         """Copy raw vectors in (float32 [P], float32 [F])."""
-        self.vector.copy_(_as_tensor(vector))
-        self.buffers.copy_(_as_tensor(buffers))
+        self.vector.copy_(as_tensor(vector))
+        self.buffers.copy_(as_tensor(buffers))
 
 
 def layout_hash(module: nn.Module) -> str:
@@ -140,7 +140,8 @@ def vector_sha256(vector: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(vector, dtype="<f4").tobytes()).hexdigest()
 
 
-def _as_tensor(values: np.ndarray) -> Tensor:
+def as_tensor(values: np.ndarray) -> Tensor:
+    """A tensor of an array that may be read-only (one that came from another role)."""
     # A read-only array must not become a writable tensor; the copy is of a vector and happens once per pull.
     return torch.from_numpy(values if values.flags.writeable else values.copy())
 

@@ -58,10 +58,10 @@ class VectorOptimizer:
         end = self.learning_rate * config.end_fraction
         return schedule(self.learning_rate, end, config.decay_updates, num_updates)
 
-    def step(self, gradient: Tensor, num_updates: int) -> None:
-        """Apply one gradient (float32 [P]) to the vector, in place."""
+    def step(self, gradient: Tensor, num_updates: int, rate_scale: float = 1.0) -> None:
+        """Apply one gradient (float32 [P]) to the vector, in place; `rate_scale` is a factor on the learning rate."""
         config = self.config
-        rate = self.current_learning_rate(num_updates)
+        rate = self.current_learning_rate(num_updates) * rate_scale
         if config.name == "adam":
             first, second = self.moments[0], self.moments[1]
             adam_step_(

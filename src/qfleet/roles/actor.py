@@ -123,6 +123,14 @@ class Actor:
         else:
             self.envs.reset(derive_seed(self.blueprint.seed, self.name, "checkpoint", tag))
 
+    def reseed(self, *names: str | int) -> None:
+        """Begin anew with random numbers of this purpose: fresh episodes, no open windows."""
+        blueprint = self.blueprint
+        self.adder = NStepAdder(self.envs.num_envs, blueprint.spec, blueprint.algo.n_step, blueprint.algo.gamma)
+        self.generator = derive_generator(blueprint.seed, self.name, "exploration", *names)
+        self.noise_generator.manual_seed(derive_seed(blueprint.seed, self.name, "noise", *names))
+        self.envs.reset(derive_seed(blueprint.seed, self.name, "env", *names))
+
     def close(self) -> None:
         """Close the environments."""
         self.envs.close()

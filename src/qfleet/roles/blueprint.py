@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import importlib
 from dataclasses import dataclass
 
@@ -68,6 +69,12 @@ class Blueprint:
     def build_envs(self, num_envs: int | None = None) -> EnvBatch:
         """A batch of environments; as many as the config says unless told otherwise."""
         return make_env_batch(self.env, num_envs=num_envs, factory=self.env_factory)
+
+    def share_replay(self, num_parts: int) -> Blueprint:
+        """The plan for one of `num_parts` roles that hold the replay, and its warm-up, between them."""
+        capacity, warm_up = -(-self.replay.capacity // num_parts), -(-self.replay.min_transitions // num_parts)
+        replay = self.replay.model_copy(update={"capacity": capacity, "min_transitions": warm_up})
+        return dataclasses.replace(self, replay=replay)
 
     def build_replay(self, name: str) -> Replay:
         """An empty replay of the configured kind for the role called `name`."""

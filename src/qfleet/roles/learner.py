@@ -12,7 +12,7 @@ import torch
 
 from qfleet.algos.base import Batch, LossOutput
 from qfleet.errors import DivergenceError
-from qfleet.networks.flat import FlatNetwork
+from qfleet.networks.flat import FlatNetwork, as_tensor
 from qfleet.networks.noisy import noisy_layers
 from qfleet.networks.optimizer import VectorOptimizer
 from qfleet.ops.importance import importance_weights
@@ -20,7 +20,7 @@ from qfleet.ops.optimizers import clip_scale
 from qfleet.ops.schedules import linear
 from qfleet.roles.blueprint import Blueprint, copy_network
 from qfleet.seeding import derive_seed
-from qfleet.types import FloatArray, ParamSnapshot, Sample
+from qfleet.types import FloatArray, ParamSlice, ParamSnapshot, Sample
 
 
 class Learner:
@@ -44,6 +44,7 @@ class Learner:
         self.target: FlatNetwork = copy_network(self.online)
         self.optimizer = VectorOptimizer(self.config.optimizer, self.config.learning_rate, self.online.vector)
         self.version = 0
+        self._pulled_version = -1  # the version that `pull` left here, -1 once it has been trained on
         self.loss = self.mean_value = self.gradient_norm = 0.0
         self.noise_generator = torch.Generator().manual_seed(derive_seed(blueprint.seed, name, "learner-noise"))
         self._noisy_layers = noisy_layers(self.online.module) + noisy_layers(self.target.module)
@@ -57,7 +58,7 @@ class Learner:
             DivergenceError: loss, gradient or a parameter is NaN or infinite.
         """
         priority = self.gradient(sample)
-        self.apply()
+        self.apply(self.gradient_norm)
         if not math.isfinite(float(self.online.vector.sum())):
             raise DivergenceError(
                 describe_divergence(self.version, self.loss, self.gradient_norm, sample, "a parameter")
@@ -65,7 +66,11 @@ class Learner:
         return priority
 
     def gradient(self, sample: Sample) -> FloatArray:
-        """Fill the gradient vector from a sample, clipped; returns |TD error|, float32 [B]."""
+        """Fill the gradient vector from a sample, not clipped yet; returns |TD error|, float32 [B].
+
+        Raises:
+            DivergenceError: loss or gradient is NaN or infinite.
+        """
         vector = self.online.gradient
         assert vector is not None
         for layer in self._noisy_layers:
@@ -75,19 +80,44 @@ class Learner:
             self._observe(batch.obs)
             self.target.buffers.copy_(self.online.buffers)
         output = self.algorithm.backpropagate(self.online, self.target, batch, self._weights(sample))
-        self._check_and_clip(output, vector, sample)
+        self._check(output, vector, sample)
         return output.priority.cpu().numpy()
 
-    def apply(self) -> None:
-        """Step the optimizer on the gradient vector and let the target follow; the version grows by one."""
+    def apply(self, norm: float) -> None:
+        """Clip the gradient vector, whose norm is `norm`, step the optimizer on it and let the target follow.
+
+        The version grows by one.
+        """
         vector = self.online.gradient
         assert vector is not None
+        if self.config.optimizer.max_grad_norm is not None:
+            scale = clip_scale(norm, self.config.optimizer.max_grad_norm)
+            if scale < 1.0:
+                vector.mul_(scale)
         self.optimizer.step(vector, self.version)
         self.version += 1
+        self._pulled_version = -1
         if self.config.target_update == "soft":
             self.target.vector.lerp_(self.online.vector, self.config.target_tau)
         elif self.version % self.config.target_period_updates == 0:
             self.target.vector.copy_(self.online.vector)
+
+    def pull(self, *slices: ParamSlice) -> None:
+        """Take over what servers published: the newest version's parameters, and the target's where a slice has it.
+
+        Of an older version, which comes along where it is the one that the target last changed at, only the target
+        is taken. The observation statistics stay this learner's own.
+        """
+        newest = max(part.version for part in slices)
+        if newest == self._pulled_version:
+            return
+        for part in slices:
+            end = part.offset + len(part.vector)
+            if part.version == newest:
+                self.online.vector[part.offset : end] = as_tensor(part.vector)
+            if part.target is not None:
+                self.target.vector[part.offset : end] = as_tensor(part.target)
+        self.version = self._pulled_version = newest
 
     def snapshot(self) -> ParamSnapshot:
         """The online parameters as an immutable copy.
@@ -115,15 +145,11 @@ class Learner:
         weights = importance_weights(sample.probabilities, sample.num_transitions, exponent)
         return torch.from_numpy(weights).to(self._device)
 
-    def _check_and_clip(self, output: LossOutput, vector: torch.Tensor, sample: Sample) -> None:
+    def _check(self, output: LossOutput, vector: torch.Tensor, sample: Sample) -> None:
         loss = float(output.loss)
         norm = float(torch.linalg.vector_norm(vector))
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise DivergenceError(describe_divergence(self.version + 1, loss, norm, sample))
-        if self.config.optimizer.max_grad_norm is not None:
-            scale = clip_scale(norm, self.config.optimizer.max_grad_norm)
-            if scale < 1.0:
-                vector.mul_(scale)
         self.loss, self.mean_value, self.gradient_norm = loss, float(output.mean_value), norm
 
     def state_dict(self) -> tuple[dict[str, np.ndarray], dict[str, object]]:
@@ -156,6 +182,7 @@ class Learner:
         self.optimizer.num_steps.fill_(float(str(values["optimizer_steps"])))
         self.noise_generator.set_state(torch.from_numpy(arrays["learner_noise"].copy()))
         self.version = version
+        self._pulled_version = -1
 
 
 def describe_divergence(num_update: int, loss: float, norm: float, sample: Sample, what: str = "") -> str:

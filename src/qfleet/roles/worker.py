@@ -9,6 +9,7 @@ import json
 import time
 from pathlib import Path
 
+import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
@@ -28,12 +29,13 @@ class Worker:
     Args:
         blueprint: the run's plan.
         name: the role's name; its seeds and files are called after it.
+        rank, num_workers: which of how many workers this is, for per-environment epsilons.
     """
 
-    def __init__(self, blueprint: Blueprint, name: str) -> None:
+    def __init__(self, blueprint: Blueprint, name: str, rank: int = 0, num_workers: int = 1) -> None:
         self.name = name
         self.learner = Learner(blueprint, name)
-        self.actor = Actor(blueprint, name, self.learner.online)
+        self.actor = Actor(blueprint, name, self.learner.online, rank, num_workers)
         self.replay = blueprint.build_replay(name)
         self.batch_size = blueprint.algo.batch_size
         self._is_prioritized = blueprint.replay.sampler == "prioritized"
@@ -102,7 +104,7 @@ class Worker:
         learner_arrays, learner_values = self.learner.state_dict()
         actor_arrays, actor_values = self.actor.state_dict()
         metadata = {"learner": json.dumps(learner_values), "actor": json.dumps(actor_values)}
-        state = save_tensors({**learner_arrays, **actor_arrays}, metadata)
+        state = save_tensors({**learner_arrays, **actor_arrays, **self.extra_state()}, metadata)
         root = Path(folder)
         # The state comes first: `load` reads it as files[0], and the replay's files are all the others.
         receipt.files = [write_file(root, f"{self.name}/state-{tag}.safetensors", state)]
@@ -129,7 +131,15 @@ class Worker:
         self.learner.load_state_dict(arrays, learner_values)
         load_replay(self.replay, root / self.name, [_strip(self.name, file) for file in files[1:]])
         self.actor.load_state_dict(arrays, actor_values, tag)
+        self.load_extra_state(arrays)
         return Receipt(version=self.learner.version)
+
+    def extra_state(self) -> dict[str, np.ndarray]:
+        """Arrays that a kind of worker has to save beside those of every worker."""
+        return {}
+
+    def load_extra_state(self, arrays: dict[str, np.ndarray]) -> None:
+        """Continue from `extra_state`."""
 
     def close(self) -> None:
         """Close the environments."""

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from qfleet.config import Section
 from qfleet.engines.base import Engine, Future, RoleRef
+from qfleet.errors import QfleetError
 from qfleet.roles.blueprint import Blueprint
 from qfleet.types import Progress, Receipt, SavedFile
 
@@ -55,6 +56,10 @@ class Control:
             on once it is None again.
         checkpoint_folder: where roles save to.
         saved_files: each role's files in the newest checkpoint.
+        saved_tag: the newest checkpoint's name, "" before the first.
+        num_workers: how many workers the user wants by now; None leaves it at the configuration's.
+        tallies: what else is counted: restarts by cause, pushes discarded or refused, transitions lost, bytes pushed.
+        failure: why the run has to end once it has saved itself.
     """
 
     checkpoint_folder: str
@@ -62,6 +67,14 @@ class Control:
     snapshot_wanted: bool = False
     drain_tag: str | None = None
     saved_files: dict[str, list[SavedFile]] = field(default_factory=dict)
+    saved_tag: str = ""
+    num_workers: int | None = None
+    tallies: dict[str, int] = field(default_factory=dict)
+    failure: QfleetError | None = None
+
+    def count(self, name: str, number: int = 1) -> None:
+        """Add to a tally."""
+        self.tallies[name] = self.tallies.get(name, 0) + number
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +108,32 @@ class Update(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Gradient(Event):
+    """A gradient was computed; it is yet to be merged."""
+
+    role: str
+    receipt: Receipt
+
+
+@dataclass(frozen=True, slots=True)
+class RoleRestarted(Event):
+    """A role failed and was respawned."""
+
+    role: str
+    incarnation: int
+    cause: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class CrewChanged(Event):
+    """Workers have joined or left."""
+
+    num_workers: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class SnapshotPublished(Event):
     """A snapshot of the parameters is ready; `future` stands for it in further calls."""
 
@@ -104,11 +143,19 @@ class SnapshotPublished(Event):
 
 @dataclass(frozen=True, slots=True)
 class Drained(Event):
-    """Nothing is in flight and every role has saved itself: a consistent cut."""
+    """Nothing is in flight and every role has saved itself: a consistent cut.
+
+    Attributes:
+        tag: the checkpoint's name.
+        files: by role.
+        state: the strategy's own, as JSON values.
+        inserted: transitions that each role still inserted, where the cut closed its open n-step windows.
+    """
 
     tag: str
     files: dict[str, list[SavedFile]]
     state: dict[str, object]
+    inserted: dict[str, int] = field(default_factory=dict)
 
 
 class Strategy(Protocol):
@@ -127,16 +174,40 @@ def call(engine: Engine, role: RoleRef, method: str, *args: object) -> tuple[Rec
     return engine.result(done), done
 
 
-def save_roles(engine: Engine, roles: list[RoleRef], control: Control, state: dict[str, object]) -> Drained:
-    """Have each role write its part of the checkpoint `control.drain_tag`. Nothing may be in flight."""
+def submit_saves(engine: Engine, roles: list[RoleRef], control: Control) -> list[Future]:
+    """Have all roles write their parts of the checkpoint `control.drain_tag`, side by side; the completed calls.
+
+    Nothing else may be in flight.
+    """
+    tag, folder = control.drain_tag, control.checkpoint_folder
+    assert tag is not None
+    saves = [engine.submit(role, "save", folder, tag, control.saved_files.get(role.name, [])) for role in roles]
+    for _ in saves:
+        assert engine.wait() is not None
+    return saves
+
+
+def drained(engine: Engine, saves: list[Future], control: Control, state: dict[str, object]) -> Drained:
+    """The event that a list of completed saves makes.
+
+    Raises:
+        QfleetError: one of them failed.
+    """
     tag = control.drain_tag
     assert tag is not None
     files: dict[str, list[SavedFile]] = {}
-    for role in roles:
-        receipt, _ = call(engine, role, "save", control.checkpoint_folder, tag, control.saved_files.get(role.name, []))
+    inserted: dict[str, int] = {}
+    for save in saves:
+        receipt = engine.result(save)
         control.counters.add(receipt)
-        files[role.name] = receipt.files
-    return Drained(tag, files, state)
+        files[save.role.name] = receipt.files
+        inserted[save.role.name] = receipt.num_inserted
+    return Drained(tag, files, state, inserted)
+
+
+def save_roles(engine: Engine, roles: list[RoleRef], control: Control, state: dict[str, object]) -> Drained:
+    """Save all roles of a strategy that restarts none. Nothing may be in flight."""
+    return drained(engine, submit_saves(engine, roles, control), control, state)
 
 
 def load_roles(engine: Engine, roles: list[RoleRef], control: Control, saved: Saved) -> None:
