@@ -48,9 +48,8 @@ def mean(updates: Updates, weights: FloatVector | None = None) -> FloatArray:
         )
     shares_N = weights_N / total_weight
     first, *others = np.flatnonzero(shares_N).tolist()
-    total_P: FloatVector = np.multiply(
-        updates[first], shares_N[first], dtype=np.float64
-    )  # not 0 + ...: that would turn -0 into 0
+    # Begins with the first product, not with zeros: 0 + -0 would be 0.
+    total_P: FloatVector = np.multiply(updates[first], shares_N[first], dtype=np.float64)
     product_P = np.empty_like(total_P)
     for index in others:
         np.multiply(updates[index], shares_N[index], out=product_P, dtype=np.float64)
