@@ -1,14 +1,14 @@
 """Parameter server: workers push gradients computed on the snapshot they hold, servers apply them.
 
-    worker i:  w_i <- pull;  g_i <- grad L(w_i; batch of its own replay);  push g_i
-    servers:   sync   w <- w - alpha * mean over workers of g_i          wait for all N (or the first N of N + b)
-               ssp    a worker may be `bound` clocks ahead of the slowest
-               async  w <- w - alpha * g_i as it arrives                 (Gorila: Nair et al. 2015)
+worker i:  w_i <- pull;  g_i <- grad L(w_i; batch of its own replay);  push g_i
+servers:   sync   w <- w - alpha * mean over workers of g_i          wait for all N (or the first N of N + b)
+           ssp    a worker may be `bound` clocks ahead of the slowest
+           async  w <- w - alpha * g_i as it arrives                 (Gorila: Nair et al. 2015)
 
-    wait    merge mean   arrival   staleness
-    sync    yes (default) yes      yes
-    ssp     yes          yes (default)  yes
-    async   no: its sets would grow without bound   yes (default)   yes
+wait    merge mean   arrival   staleness
+sync    yes (default) yes      yes
+ssp     yes          yes (default)  yes
+async   no: its sets would grow without bound   yes (default)   yes
 """
 
 from __future__ import annotations

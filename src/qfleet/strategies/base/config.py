@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from qfleet.config import NonNegativeFloat, NonNegativeInt, PositiveInt
 from qfleet.engines.base import Placement
 from qfleet.strategies.base import StrategyConfig
@@ -21,7 +23,7 @@ class FleetConfig(StrategyConfig):
     max_restarts_per_minute: NonNegativeInt = 10
     worker_cpus: NonNegativeFloat = 1.0
     worker_gpus: NonNegativeFloat = 0.0
-    worker_resources: dict[str, NonNegativeFloat] = {}
+    worker_resources: dict[str, NonNegativeFloat] = Field(default_factory=dict)
 
     def worker_placement(self) -> Placement:
         """Where a worker may live: away from its like."""

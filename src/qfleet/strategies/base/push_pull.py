@@ -9,7 +9,7 @@
     waits for                        unblocked by
     a worker at its bound            the slowest clock of its group moving, or its owner leaving
     a set of pushes (rule "mean")    the last member's push; with backup workers, the first N pushes
-    a drain                          those behind catching up to the set that is open; then nothing is in flight
+    a pause (drain, snapshot)        owed updates made, those behind caught up with the set that is open
 
 Parameter server and sync_groups are this loop with other rules. One group is the parameter server; a group of all
 workers with bound 0 and means is synchronous (Dean et al. 2012, Chen et al. 2016), bound k stale synchronous (Ho et
@@ -38,7 +38,6 @@ from qfleet.strategies.base import (
     Gradient,
     Rollout,
     Saved,
-    SnapshotPublished,
     Update,
     call,
     drained,
@@ -141,8 +140,7 @@ class PushPull:
         self._jobs: dict[Future, _Job] = {}
         self._ready: deque[_Member] = deque()
         self._merging: dict[Merge, list[tuple[_Member, int]]] = {}
-        self._was_draining = False
-        self._num_snapshots = 0
+        self._is_pausing = False
         self._saved_state: dict[str, object] = {}
 
     def events(self, saved: Saved | None) -> Iterator[Event]:
@@ -150,22 +148,23 @@ class PushPull:
         control = self.control
         self._start(saved)
         while True:
-            if control.snapshot_wanted:
+            if control.snapshot_wanted and (self.engine.is_concurrent or self._is_quiet()):
                 control.snapshot_wanted = False
-                self._num_snapshots += 1
                 self.servers.ask_snapshot()
-            is_draining = control.drain_tag is not None
-            if is_draining != self._was_draining:
-                self._was_draining = is_draining
+            # Where calls run one at a time, a snapshot is taken between rounds, as serial training takes it.
+            is_pausing = control.drain_tag is not None or (control.snapshot_wanted and not self.engine.is_concurrent)
+            if is_pausing != self._is_pausing:
+                self._is_pausing = is_pausing
                 self._release_all()
-            if not is_draining:
+            if not is_pausing:
                 yield from self._resize()
             while self._ready:
                 member = self._ready.popleft()
                 member.is_listed = False
                 self._go_on(member)
-            if is_draining and not self._jobs and self.servers.is_idle:
-                yield from self._save()
+            if is_pausing and self._is_quiet():
+                if control.drain_tag is not None and not control.snapshot_wanted:
+                    yield from self._save()
                 continue
             future = self.engine.wait()
             assert future is not None, f"nothing is in flight, nobody may start: {self._describe()}"
@@ -177,6 +176,9 @@ class PushPull:
                         yield outcome
             else:
                 yield from self._answered(future)
+
+    def _is_quiet(self) -> bool:
+        return not self._jobs and not self._ready and self.servers.is_idle
 
     # starting and saving
 
@@ -215,9 +217,7 @@ class PushPull:
                 sources.append(self._source(role, saved.files[role], part, num_parts))
                 member.pace.num_inserted += -(-paces[role]["inserted"] // num_parts)
                 member.pace.num_samples_reserved += paces[role]["samples"] // num_parts
-            receipt, _ = call(
-                self.engine, member.ref, "restore", 0, saved.tag, sources, *self.servers.published()
-            )
+            receipt, _ = call(self.engine, member.ref, "restore", 0, saved.tag, sources, *self.servers.published())
             member.num_held = int(receipt.metrics["num_restored"])
 
     def _source(self, role: str, files: list[SavedFile], part: int = 0, num_parts: int = 1) -> ReplaySource:
@@ -320,17 +320,20 @@ class PushPull:
     # what a worker does next
 
     def _go_on(self, member: _Member) -> None:
-        """Submit the worker's next call, or leave it waiting for its bound, its pushes or the end of a drain."""
+        """Submit the worker's next call, or leave it waiting for its bound, its pushes or the end of a pause."""
         if member.num_calls or member.ref.name not in self.members:
             return
         group, rules, name = member.group, self.rules, member.ref.name
         clock = group.clocks.of[name] + member.num_unmerged
-        if self._was_draining and not (rules.is_mean and clock < self._open_until(group)):
-            return
         pace = member.pace
-        is_warm = member.num_held >= pace.batch_size
-        if not is_warm or pace.updates_allowed() < self.updates_per_push:
-            self._submit(_Job(member, "collect"), "collect_with", self.control.counters.progress(), self.config.collect_steps)
+        owes = member.num_held >= pace.batch_size and pace.updates_allowed() >= self.updates_per_push
+        if not owes:
+            # A pause lets those behind catch up with the set that is open, and everybody make the updates they owe.
+            if self._is_pausing and not (rules.is_mean and clock < self._open_until(group)):
+                return
+            self._submit(
+                _Job(member, "collect"), "collect_with", self.control.counters.progress(), self.config.collect_steps
+            )
             return
         if not rules.is_mean and member.num_unmerged >= rules.in_flight:
             return
@@ -355,10 +358,8 @@ class PushPull:
         member.num_calls += 1
 
     def _open_until(self, group: _Group) -> int:
-        """Clocks below this have a push under way or waiting: a drain lets those behind reach it."""
-        return max(
-            (group.clocks.of[member.ref.name] + member.num_unmerged for member in self._of(group)), default=0
-        )
+        """Clocks below this have a push under way or waiting: a pause lets those behind reach it."""
+        return max((group.clocks.of[member.ref.name] + member.num_unmerged for member in self._of(group)), default=0)
 
     def _of(self, group: _Group) -> Iterator[_Member]:
         return (self.members[name] for name in group.clocks.of)
@@ -374,7 +375,7 @@ class PushPull:
             self._list(member)
 
     def _release_all(self) -> None:
-        """A drain begins or has ended: look at everybody anew, by rank."""
+        """A pause begins or has ended: look at everybody anew, by rank."""
         self._ready.clear()
         for group in self.groups:
             group.blocked = []

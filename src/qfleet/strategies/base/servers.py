@@ -1,9 +1,9 @@
 """A group of parameter servers, each with its slice of the vector, seen as one that merges a set of pushes at a time.
 
-    waits for             unblocked by
-    a merge               its turn: merges are committed one after the other, so every reader sees one version
-    commit on each        the norm of all slices, when the last `stage` is in
-    the next merge        the last `commit`, or a server's new life having done it again
+waits for             unblocked by
+a merge               its turn: merges are committed one after the other, so every reader sees one version
+commit on each        the norm of all slices, when the last `stage` is in
+the next merge        the last `commit`, or a server's new life having done it again
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from qfleet.strategies.base.supervisor import Loss, Supervisor
 from qfleet.engines.base import Engine, Future, Part, Placement, RoleRef
 from qfleet.errors import QfleetError, ValueLost
 from qfleet.roles.blueprint import Blueprint
 from qfleet.roles.parameter_server import ParameterServer
 from qfleet.strategies.base import Control, Event, Saved, SnapshotPublished, call
+from qfleet.strategies.base.supervisor import Loss, Supervisor
 from qfleet.types import Receipt, Ticket
 
 
@@ -226,7 +226,7 @@ class ServerGroup:
             self.ask_snapshot()
         elif isinstance(error, ValueLost) and (job.kind == "restore" or merge is None):
             raise QfleetError(
-                f"the published parameters are gone with {error.producer}'s machine; --resume from the newest checkpoint"
+                f"the published parameters are gone with {error.producer}'s machine; --resume the run"
             ) from error
         elif isinstance(error, ValueLost) and merge is not None:
             # A push is gone with its maker's machine: the others make the update.

@@ -1,9 +1,9 @@
 """Supervisor: what becomes of a call that failed. Restarts are counted by cause, shown, and limited.
 
-    RoleDied     the role is respawned, within its budget; the strategy gives it back what it needs
-    ValueLost    nobody is restarted; the strategy submits the call again, or goes on without it
-    CallFailed   one of our own errors (diverged, a broken environment) ends the run: doing it again would not help;
-                 any other exception has left the role in an unknown state, so it is respawned like a dead one
+RoleDied     the role is respawned, within its budget; the strategy gives it back what it needs
+ValueLost    nobody is restarted; the strategy submits the call again, or goes on without it
+CallFailed   one of our own errors (diverged, a broken environment) ends the run: doing it again would not help;
+             any other exception has left the role in an unknown state, so it is respawned like a dead one
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from qfleet.strategies.base.config import FleetConfig
 from qfleet.engines.base import Engine, Future, RoleRef
 from qfleet.errors import CallFailed, QfleetError, RestartsExhausted, RoleDied, ValueLost
 from qfleet.strategies.base import Control, RoleRestarted
+from qfleet.strategies.base.config import FleetConfig
 from qfleet.types import Receipt
 
 SECONDS_PER_MINUTE = 60.0
