@@ -152,7 +152,8 @@ class PushPull:
                 control.snapshot_wanted = False
                 self.servers.ask_snapshot()
             # Where calls run one at a time, a snapshot is taken between rounds, as serial training takes it.
-            is_pausing = control.drain_tag is not None or (control.snapshot_wanted and not self.engine.is_concurrent)
+            wants_snapshot = control.snapshot_wanted or self.servers.is_assembling
+            is_pausing = control.drain_tag is not None or (wants_snapshot and not self.engine.is_concurrent)
             if is_pausing != self._is_pausing:
                 self._is_pausing = is_pausing
                 self._release_all()
@@ -163,7 +164,7 @@ class PushPull:
                 member.is_listed = False
                 self._go_on(member)
             if is_pausing and self._is_quiet():
-                if control.drain_tag is not None and not control.snapshot_wanted:
+                if not control.snapshot_wanted:
                     yield from self._save()
                 continue
             future = self.engine.wait()

@@ -118,6 +118,11 @@ class ServerGroup:
         """Whether nothing is in flight or queued."""
         return not self._jobs and self._current is None and not self._queue
 
+    @property
+    def is_assembling(self) -> bool:
+        """Whether a snapshot was asked for and is not there yet."""
+        return any(job.kind == "assemble" for job in self._jobs.values())
+
     def published(self) -> tuple[Future, ...]:
         """Arguments by which a worker pulls the newest version."""
         if len(self._latest) == 1 and self._latest[0] is self._targets[0]:
