@@ -24,7 +24,8 @@ from qfleet.roles.blueprint import Blueprint
 from qfleet.roles.push import Compression
 from qfleet.strategies.base import Control, Event, Saved
 from qfleet.strategies.base.config import FleetConfig
-from qfleet.strategies.base.push_pull import PushPull, Rules
+from qfleet.strategies.base.push_pull import PushPull
+from qfleet.strategies.base.roster import Rules
 
 Wait = Literal["sync", "async", "ssp"]
 MergeRule = Literal["mean", "arrival", "staleness"]

@@ -187,8 +187,8 @@ def submit_saves(engine: Engine, roles: list[RoleRef], control: Control) -> list
     return saves
 
 
-def drained(engine: Engine, saves: list[Future], control: Control, state: dict[str, object]) -> Drained:
-    """The event that a list of completed saves makes.
+def drained(engine: Engine, saves: list[Future], control: Control, state: dict[str, object] | None = None) -> Drained:
+    """The event that a list of completed saves makes; `state` is the strategy's own.
 
     Raises:
         QfleetError: one of them failed.
@@ -202,7 +202,7 @@ def drained(engine: Engine, saves: list[Future], control: Control, state: dict[s
         control.counters.add(receipt)
         files[save.role.name] = receipt.files
         inserted[save.role.name] = receipt.num_inserted
-    return Drained(tag, files, state, inserted)
+    return Drained(tag, files, state or {}, inserted)
 
 
 def save_roles(engine: Engine, roles: list[RoleRef], control: Control, state: dict[str, object]) -> Drained:
