@@ -18,6 +18,8 @@ from qfleet.types import IntArray, Sample, Transitions
 
 FloatVector = npt.NDArray[np.float64]
 
+PRIORITY_EPSILON = 1e-6  # keeps a transition whose TD error was zero drawable
+
 
 class EmptyReplayError(QfleetError):
     """A sample was asked of a replay that has nothing to draw from."""
@@ -42,6 +44,11 @@ class SamplerState:
     alpha: float | None = None
     max_leaf: float | None = None
     leaves: FloatVector | None = None
+
+
+def leaf_without_priority(max_leaf: float, alpha: float) -> float:
+    """The leaf of a transition that comes without a priority: the largest seen, that of priority 1 before any was."""
+    return max_leaf or (1.0 + PRIORITY_EPSILON) ** alpha
 
 
 class Replay(Protocol):

@@ -12,13 +12,18 @@ import numpy as np
 
 from qfleet.errors import ConfigError
 from qfleet.replay import sum_tree
-from qfleet.replay.buffer import EmptyReplayError, FloatVector, InvalidPriorityError, SamplerState
+from qfleet.replay.buffer import (
+    PRIORITY_EPSILON,
+    EmptyReplayError,
+    FloatVector,
+    InvalidPriorityError,
+    SamplerState,
+    leaf_without_priority,
+)
 from qfleet.replay.memory import check_memory
 from qfleet.replay.storage import RingStorage, required_bytes
 from qfleet.replay.uniform import check_generator_state
 from qfleet.types import EnvSpec, IntArray, Sample, Transitions
-
-PRIORITY_EPSILON = 1e-6  # keeps a transition whose TD error was zero drawable
 
 
 class PrioritizedReplay:
@@ -76,7 +81,7 @@ class PrioritizedReplay:
         """
         num = len(transitions)
         if priorities is None:
-            leaves = np.full(num, self._max_leaf or (1.0 + PRIORITY_EPSILON) ** self.alpha)
+            leaves = np.full(num, leaf_without_priority(self._max_leaf, self.alpha))
         else:
             leaves = (_checked(priorities, num) + PRIORITY_EPSILON) ** self.alpha
         first_key = self.storage.num_inserted

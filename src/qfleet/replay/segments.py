@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,12 +48,30 @@ _TENSOR_TYPES = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Chunk:
-    """A chunk file and the keys [first, end) of its rows."""
+class Chunk:
+    """A chunk file, its path relative to the save's folder, and the keys [first, end) of its rows."""
 
     path: str
     first: int
     end: int
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedSave:
+    """A save whose files are all there and fit: rows of keys [first, num_inserted), and what decided the draws.
+
+    Attributes:
+        folder: what the paths of `chunks` are relative to.
+        first, num_inserted: the range of keys that is to be read; `first` may lie above the oldest saved key.
+        state: generator and priorities, those of all saved rows.
+        chunks: in order of keys, covering the range.
+    """
+
+    folder: Path
+    first: int
+    num_inserted: int
+    state: SamplerState
+    chunks: list[Chunk]
 
 
 def save_replay(replay: Replay, folder: Path, previous: Sequence[SavedFile], tag: str) -> list[SavedFile]:
@@ -113,6 +131,37 @@ def load_replay(replay: Replay, folder: Path, files: Sequence[SavedFile]) -> Non
         CheckpointError: a file is missing, damaged or of another kind, shape, dtype or range; the message names it.
     """
     storage = replay.storage
+    save = open_save(storage, folder, files, replay.check_sampler_state, storage.capacity)
+    columns = storage.columns()
+    for chunk in save.chunks:
+        begin = max(save.first, chunk.first)
+        values = _read_chunk(save.folder, chunk, begin, chunk.end)
+        for name, column in columns.items():
+            for slots, part in _slots(begin, chunk.end, storage.capacity):
+                column[slots] = values[name][part]
+    storage.restore_counters(save.first, save.num_inserted)
+    replay.restore_sampler(save.state)
+
+
+def open_save(
+    storage: RingStorage,
+    folder: Path,
+    files: Sequence[SavedFile],
+    check_state: Callable[[SamplerState], None],
+    max_rows: int | None = None,
+) -> CheckedSave:
+    """Checks every file of a save against `storage`, which is not changed; no row is read yet.
+
+    Args:
+        storage: whose columns the rows must have.
+        folder: what the paths of `files` are relative to.
+        files: what `save_replay` returned.
+        check_state: raises ValueError on a sampler state that cannot be used.
+        max_rows: only the newest so many rows are needed; None needs all.
+
+    Raises:
+        CheckpointError: as `load_replay`.
+    """
     chunks, state_paths = [], []
     for file in files:
         chunk = _parse(file.path)
@@ -122,8 +171,9 @@ def load_replay(replay: Replay, folder: Path, files: Sequence[SavedFile]) -> Non
             chunks.append(chunk)
     if len(state_paths) != 1:
         raise CheckpointError(f"a replay save has one replay-state file, this one lists {len(state_paths)}")
-    saved_first, num_inserted, state = _load_state(replay, folder, state_paths[0])
-    first = max(saved_first, num_inserted - storage.capacity)
+    first, num_inserted, state = _load_state(folder, state_paths[0], check_state)
+    if max_rows is not None:
+        first = max(first, num_inserted - max_rows)
     chunks = sorted((chunk for chunk in chunks if chunk.end > first), key=lambda chunk: chunk.first)
     covered = first
     for chunk in chunks:
@@ -134,10 +184,18 @@ def load_replay(replay: Replay, folder: Path, files: Sequence[SavedFile]) -> Non
         raise CheckpointError(
             f"{state_paths[0]} needs rows of keys {first} to {num_inserted}, but the chunk files give {covered} as end"
         )
-    for chunk in chunks:
-        _load_chunk(storage, folder, chunk, first)
-    storage.restore_counters(first, num_inserted)
-    replay.restore_sampler(state)
+    return CheckedSave(folder, first, num_inserted, state, chunks)
+
+
+def read_rows(save: CheckedSave, first: int, end: int) -> dict[str, Array]:
+    """The columns [end - first, ...] of keys `first` to `end` - 1, which lie in the save's range; at least one."""
+    pieces = []
+    for chunk in save.chunks:
+        if chunk.end > first and first < end:
+            stop = min(end, chunk.end)
+            pieces.append(_read_chunk(save.folder, chunk, first, stop))
+            first = stop
+    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
 def _save_chunk(storage: RingStorage, folder: Path, first: int, end: int) -> SavedFile:
@@ -166,12 +224,12 @@ def _write(folder: Path, stem: str, tensors: dict[str, Array], metadata: dict[st
     return write_file(folder, f"{stem}-{digest[:_DIGEST_LENGTH]}.safetensors", data)
 
 
-def _parse(path: str) -> _Chunk | None:
+def _parse(path: str) -> Chunk | None:
     """The chunk that a path names, None for a state file; CheckpointError for anything else."""
     name = Path(path).name
     match = _CHUNK_NAME.fullmatch(name)
     if match:
-        return _Chunk(path, int(match[1]), int(match[2]))
+        return Chunk(path, int(match[1]), int(match[2]))
     if _STATE_NAME.fullmatch(name):
         return None
     raise CheckpointError(f"{path} is not a file of a replay save")
@@ -187,8 +245,8 @@ def _slots(first: int, end: int, capacity: int) -> Iterator[tuple[slice, slice]]
         key += length
 
 
-def _load_state(replay: Replay, folder: Path, path: str) -> tuple[int, int, SamplerState]:
-    """(first key, num_inserted, sampler state) of a state file, checked against the replay."""
+def _load_state(folder: Path, path: str, check_state: Callable[[SamplerState], None]) -> tuple[int, int, SamplerState]:
+    """(first key, num_inserted, sampler state) of a state file, checked."""
     try:
         with safe_open(folder / path, framework="np") as file:
             metadata = json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
@@ -203,13 +261,13 @@ def _load_state(replay: Replay, folder: Path, path: str) -> tuple[int, int, Samp
         if leaves is not None and (leaves.shape != (num_inserted - first,) or leaves.dtype != np.float64):
             raise ValueError(f"leaves must be float64 [{num_inserted - first}]")
         state = SamplerState(metadata["generator"], metadata["alpha"], metadata["max_leaf"], leaves)
-        replay.check_sampler_state(state)
+        check_state(state)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is not a usable replay state: {error}") from error
     return first, num_inserted, state
 
 
-def _check_chunk(storage: RingStorage, folder: Path, chunk: _Chunk) -> None:
+def _check_chunk(storage: RingStorage, folder: Path, chunk: Chunk) -> None:
     expected = {
         name: (_TENSOR_TYPES[str(column.dtype)], [chunk.end - chunk.first, *column.shape[1:]])
         for name, column in storage.columns().items()
@@ -230,11 +288,8 @@ def _check_chunk(storage: RingStorage, folder: Path, chunk: _Chunk) -> None:
             )
 
 
-def _load_chunk(storage: RingStorage, folder: Path, chunk: _Chunk, first: int) -> None:
-    """Copies the rows of keys from `first` on into their slots."""
-    begin = max(first, chunk.first)
+def _read_chunk(folder: Path, chunk: Chunk, first: int, end: int) -> dict[str, Array]:
+    """The columns of keys `first` to `end` - 1, which lie in the chunk."""
     with safe_open(folder / chunk.path, framework="np") as file:
-        for name, column in storage.columns().items():
-            values = file.get_slice(name)[begin - chunk.first :]
-            for slots, part in _slots(begin, chunk.end, storage.capacity):
-                column[slots] = values[part]
+        rows = slice(first - chunk.first, end - chunk.first)
+        return {name: file.get_slice(name)[rows] for name in file.keys()}  # noqa: SIM118 - not a mapping
