@@ -15,8 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from qfleet.replay.buffer import FloatVector, Replay, SamplerState, leaf_without_priority
+from qfleet.replay.layout import ROWS, frame_layout, is_frame_stack, ring_layout, row_dtype
 from qfleet.replay.segments import CHUNK_BYTES, CheckedSave, open_save, read_rows
-from qfleet.types import IntArray, SavedFile, Transitions
+from qfleet.replay.storage import transitions_of
+from qfleet.types import EnvSpec, IntArray, SavedFile, Transitions
 
 
 @dataclass(frozen=True)
@@ -90,13 +92,15 @@ def merge_replay(replay: Replay, sources: Sequence[ReplaySource]) -> int:
         if own.leaves is not None and saved.leaves is not None:
             replay.check_sampler_state(dataclasses.replace(saved, generator=own.generator))
 
-    saves = [open_save(replay.storage, source.folder, source.files, check) for source in sources]
+    spec = replay.storage.spec
+    layouts = [ring_layout(spec), *([frame_layout(spec)] if is_frame_stack(spec) else [])]
+    saves = [open_save(layouts, source.folder, source.files, check) for source in sources]
     origins, keys = _oldest_first(saves, sources)
     origins, keys = origins[-replay.capacity :], keys[-replay.capacity :]
-    num_per_batch = max(1, CHUNK_BYTES // replay.storage.row_bytes)
+    num_per_batch = max(1, CHUNK_BYTES // row_dtype(spec).itemsize)
     for begin in range(0, len(keys), num_per_batch):
         batch = slice(begin, begin + num_per_batch)
-        replay.storage.insert(_read(replay, saves, origins[batch], keys[batch]))
+        replay.storage.insert(_read(spec, saves, origins[batch], keys[batch]))
     if own.leaves is not None:
         replay.restore_sampler(_merged_state(own, saves, origins, keys))
     return len(replay)
@@ -105,29 +109,26 @@ def merge_replay(replay: Replay, sources: Sequence[ReplaySource]) -> int:
 def _oldest_first(saves: list[CheckedSave], sources: Sequence[ReplaySource]) -> tuple[IntArray, IntArray]:
     """(index of the save, key in it) of every row taken, int64 [N] each, by age."""
     keys = [
-        np.arange(save.first + source.part, save.num_inserted, source.num_parts, dtype=np.int64)
-        for save, source in zip(saves, sources, strict=True)
+        np.arange(rows.first + source.part, rows.end, source.num_parts, dtype=np.int64)
+        for rows, source in zip((save.tables[ROWS] for save in saves), sources, strict=True)
     ]
     if not keys:
         return np.empty(0, np.int64), np.empty(0, np.int64)
-    ages = np.concatenate([(part + 0.5) / max(save.num_inserted, 1) for part, save in zip(keys, saves, strict=True)])
-    order = np.argsort(ages, kind="stable")
+    ages = [(part + 0.5) / max(save.tables[ROWS].end, 1) for part, save in zip(keys, saves, strict=True)]
+    order = np.argsort(np.concatenate(ages), kind="stable")
     origins = np.repeat(np.arange(len(keys)), [len(part) for part in keys])
     return origins[order], np.concatenate(keys)[order]
 
 
-def _read(replay: Replay, saves: list[CheckedSave], origins: IntArray, keys: IntArray) -> Transitions:
+def _read(spec: EnvSpec, saves: list[CheckedSave], origins: IntArray, keys: IntArray) -> Transitions:
     """The rows (save origins[k], key keys[k]) in order; within one save keys rise."""
-    records = np.empty(len(keys), replay.storage.dtype)
+    records = np.empty(len(keys), row_dtype(spec))
     for origin, save in enumerate(saves):
         mine = np.flatnonzero(origins == origin)
-        if not len(mine):
-            continue
-        wanted = keys[mine]
-        first = int(wanted[0])
-        for name, values in read_rows(save, first, int(wanted[-1]) + 1).items():
-            records[name][mine] = values[wanted - first]
-    return replay.storage.transitions_of(records)
+        if len(mine):
+            for name, values in read_rows(save, keys[mine]).items():
+                records[name][mine] = values
+    return transitions_of(records)
 
 
 def _merged_state(own: SamplerState, saves: list[CheckedSave], origins: IntArray, keys: IntArray) -> SamplerState:
@@ -138,5 +139,5 @@ def _merged_state(own: SamplerState, saves: list[CheckedSave], origins: IntArray
     for origin, save in enumerate(saves):
         if save.state.leaves is not None:
             mine = origins == origin
-            leaves[mine] = save.state.leaves[keys[mine] - save.first]
+            leaves[mine] = save.state.leaves[keys[mine] - save.tables[ROWS].first]
     return dataclasses.replace(own, max_leaf=max_leaf, leaves=leaves)
