@@ -153,23 +153,55 @@ def test_rows_whose_frames_do_not_fit_any_more_are_dropped_on_loading(tmp_path, 
 def test_merging_takes_saves_of_either_storage(tmp_path, kind, assert_equal, monkeypatch, once, source_once):
     monkeypatch.setattr(segments, "CHUNK_BYTES", 300)  # rows and frames over several files
     sources, kept = [], []
+    stream = Stream(SPEC, 2, 3)
     for name in ("a", "b"):
         replay = make(kind, 40, once=source_once)
-        feed(replay, Stream(SPEC, 2, 3, seed=ord(name)).batches(30))
-        sources.append(ReplaySource(tmp_path / name, save_replay(replay, tmp_path / name, [], "t"), 1, 2))
-        live = live_of(replay.storage)[1::2]
-        kept.append((live, replay.storage.gather(replay.storage.slots_of(live)), replay.sampler_state().leaves))
+        feed(replay, stream.batches(30))
+        sources.append(ReplaySource(tmp_path / name, save_replay(replay, tmp_path / name, [], "t")))
+        live = live_of(replay.storage)
+        rows = replay.storage.gather(replay.storage.slots_of(live))
+        kept.append((rows, replay.sampler_state().leaves))
     merged = make(kind, 100, once=once)
-    assert merge_replay(merged, sources) == sum(len(live) for live, _, _ in kept)
+    assert merge_replay(merged, sources) == sum(len(rows) for rows, _ in kept)
     got = merged.storage.gather(np.arange(len(merged)))
     leaves = merged.sampler_state().leaves
-    for _, rows, saved_leaves in kept:
-        # the rewards are random, so they name the rows
-        places = [int(np.flatnonzero(got.reward == reward)[0]) for reward in rows.reward]
+    for rows, saved_leaves in kept:
+        places = places_of(rows, got)
         assert places == sorted(places)
         assert_equal(merged.storage.gather(np.array(places)), rows)
         if leaves is not None:
-            np.testing.assert_array_equal(leaves[places], saved_leaves[1::2])
+            np.testing.assert_array_equal(leaves[places], saved_leaves)
+
+
+def places_of(rows, among):
+    """Where the rows are; frames are never drawn twice, so that the observations name a row."""
+    names = [obs.tobytes() + next_obs.tobytes() for obs, next_obs in zip(among.obs, among.next_obs, strict=True)]
+    place = {name: index for index, name in enumerate(names)}
+    return [place[obs.tobytes() + next_obs.tobytes()] for obs, next_obs in zip(rows.obs, rows.next_obs, strict=True)]
+
+
+@pytest.mark.parametrize("num_parts", [2, 3, 5])
+def test_a_split_loses_nothing_though_each_part_has_only_its_share_of_the_capacity(tmp_path, kind, num_parts):
+    # A share of the capacity has a share of the frames: rows scattered over the ages would need two to four each.
+    capacity = 6001
+    replay = make(kind, capacity)
+    feed(replay, Stream(SPEC, 3, 2, end_share=0.02).batches(2100, 30))
+    assert len(replay) == capacity
+    files = save_replay(replay, tmp_path, [], "t")
+    rows = replay.storage.gather(replay.storage.slots_of(live_of(replay.storage)))
+    found = []
+    for part in range(num_parts):
+        share = make(kind, -(-capacity // num_parts))
+        assert merge_replay(share, [ReplaySource(tmp_path, files, part, num_parts)]) in (
+            capacity // num_parts,
+            -(-capacity // num_parts),
+        )
+        places = places_of(share.storage.gather(np.arange(len(share))), rows)
+        assert places == sorted(places)
+        assert places[0] < capacity / 8  # some of the oldest
+        assert places[-1] > capacity * 7 / 8  # and of the newest
+        found += places
+    assert sorted(found) == list(range(capacity))
 
 
 def refused(folder, replay, files, match):

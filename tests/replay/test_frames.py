@@ -220,6 +220,8 @@ def test_what_does_not_fit_is_refused_and_changes_nothing():
     with pytest.raises(ValueError, match="no stack of frames"):
         FrameStorage(4, EnvSpec("Vector-v0", (3,), "float32", 2))
     storage, batch = FrameStorage(4, SPEC), transition(1, 2, 3, 2, 3, 4)
+    with pytest.raises(ValueError, match="of 4 transitions, not 5"):
+        PrioritizedReplay(5, SPEC, np.random.default_rng(0), 0.6, storage=storage)
     packed = pack(batch)
     for bad, match in (
         (dataclasses.replace(batch, obs=batch.obs[:, :2]), "obs must be"),

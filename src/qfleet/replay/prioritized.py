@@ -41,6 +41,7 @@ class PrioritizedReplay:
 
     Raises:
         ConfigError: capacity or alpha is out of range, or rows and tree together do not fit into memory.
+        ValueError: the storage is of another capacity.
     """
 
     def __init__(
@@ -54,6 +55,8 @@ class PrioritizedReplay:
     ) -> None:
         if not 0.0 <= alpha <= 1.0:
             raise ConfigError(f"replay.priority_exponent: {alpha} is out of range; give a number from 0 to 1")
+        if storage is not None and storage.capacity != capacity:
+            raise ValueError(f"the storage is one of {storage.capacity} transitions, not {capacity}")
         rows = required_bytes(capacity, spec) if storage is None else storage.nbytes
         check_memory(capacity, rows + sum_tree.tree_bytes(max(capacity, 1)))
         self.storage: Storage = RingStorage(capacity, spec) if storage is None else storage

@@ -15,15 +15,20 @@ from pathlib import Path
 import numpy as np
 
 from qfleet.replay.buffer import FloatVector, Replay, SamplerState, leaf_without_priority
-from qfleet.replay.layout import ROWS, frame_layout, is_frame_stack, ring_layout, row_dtype
+from qfleet.replay.layout import FRAMES, ROWS, frame_layout, is_frame_stack, ring_layout, row_dtype
 from qfleet.replay.segments import CHUNK_BYTES, CheckedSave, open_save, read_rows
 from qfleet.replay.storage import transitions_of
 from qfleet.types import EnvSpec, IntArray, SavedFile, Transitions
+
+_NUM_RUNS = 8
 
 
 @dataclass(frozen=True)
 class ReplaySource:
     """A part of one saved replay: of its rows, oldest first, those at places k with k % num_parts == part.
+
+    Of a replay that stores frames once, a part is eight runs of rows spread over all ages instead, as many rows in all:
+    neighbours share frames, and scattered rows would need several each.
 
     Attributes:
         folder, files: as `load_replay` takes them.
@@ -109,8 +114,8 @@ def merge_replay(replay: Replay, sources: Sequence[ReplaySource]) -> int:
 def _oldest_first(saves: list[CheckedSave], sources: Sequence[ReplaySource]) -> tuple[IntArray, IntArray]:
     """(index of the save, key in it) of every row taken, int64 [N] each, by age."""
     keys = [
-        np.arange(rows.first + source.part, rows.end, source.num_parts, dtype=np.int64)
-        for rows, source in zip((save.tables[ROWS] for save in saves), sources, strict=True)
+        save.tables[ROWS].first + _places(save, source.part, source.num_parts)
+        for save, source in zip(saves, sources, strict=True)
     ]
     if not keys:
         return np.empty(0, np.int64), np.empty(0, np.int64)
@@ -118,6 +123,19 @@ def _oldest_first(saves: list[CheckedSave], sources: Sequence[ReplaySource]) -> 
     order = np.argsort(np.concatenate(ages), kind="stable")
     origins = np.repeat(np.arange(len(keys)), [len(part) for part in keys])
     return origins[order], np.concatenate(keys)[order]
+
+
+def _places(save: CheckedSave, part: int, num_parts: int) -> IntArray:
+    """Which rows, counted from the oldest, make up a part; int64, rising. Parts differ by one row at most."""
+    rows = save.tables[ROWS]
+    num = rows.end - rows.first
+    if FRAMES not in save.tables or num_parts == 1:
+        return np.arange(part, num, num_parts)
+    # Run r of each part in turn, then run r + 1: [_NUM_RUNS, num_parts] lengths.
+    sizes = num // num_parts + (np.arange(num_parts) < num % num_parts)
+    lengths = np.diff(np.arange(_NUM_RUNS + 1)[:, None] * sizes // _NUM_RUNS, axis=0)
+    owners = np.repeat(np.tile(np.arange(num_parts), _NUM_RUNS), lengths.ravel())
+    return np.flatnonzero(owners == part)
 
 
 def _read(spec: EnvSpec, saves: list[CheckedSave], origins: IntArray, keys: IntArray) -> Transitions:
