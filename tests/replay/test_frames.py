@@ -119,6 +119,14 @@ def test_a_frame_beyond_reach_is_stored_again_so_that_no_row_dies_with_it():
     assert storage.num_frames == 22
 
 
+def test_a_ring_in_which_a_row_could_overwrite_its_own_frames_is_refused():
+    pool = np.zeros((2, 1), np.uint64), np.zeros((0, 1), np.uint64)
+    index = np.zeros((1, 4), np.int32)
+    frame_table.FrameRing(10, 1, reach=6).store(pool, np.arange(1), index, 0)
+    with pytest.raises(ValueError, match="10 frames are too few for 7 in reach and rows of 4"):
+        frame_table.FrameRing(10, 1, reach=7).store(pool, np.arange(1), index, 0)
+
+
 def colliding_frames() -> tuple[np.ndarray, np.ndarray]:
     """Two frames of two words with one hash: each step a -> fold((a ^ word) x prime) is the same for equal a ^ word."""
     prime, full = 0x9E3779B97F4A7C15, (1 << 64) - 1

@@ -30,7 +30,7 @@ class FrameRing:
     last row that needs it, so that storing a frame tells at once up to which key rows have lost one of theirs.
 
     Args:
-        capacity: frames kept, at least twice what one row needs.
+        capacity: frames kept; at least as many as are in reach, and those of one row.
         num_words: words of a frame.
         reach: how many of the newest frames are looked through for an equal one.
 
@@ -66,7 +66,14 @@ class FrameRing:
 
         Returns:
             (int64 [N, R], the numbers of the frames; the oldest key whose frames are all here still).
+
+        Raises:
+            ValueError: the ring is too small: storing a row's frames could overwrite others of the same row.
         """
+        if self.reach + index.shape[1] > self.capacity:
+            raise ValueError(
+                f"{self.capacity} frames are too few for {self.reach} in reach and rows of {index.shape[1]}"
+            )
         numbers = np.empty(index.shape, np.int64)
         hashes = np.empty(len(source), np.uint64)
         _hash_all(pool[0], pool[1], source, hashes)
@@ -256,8 +263,8 @@ def _store(  # type: ignore[no-untyped-def]
     resolved = np.full(len(source), -1, np.int64)
     first_row = np.int64(0)
     for row in range(num_rows):
-        # Shared with an older frame, a row would die too early; and none of its own may be overwritten by its others.
-        oldest = max(num_frames - reach, num_frames + width - capacity, first_frame, 0)
+        # Sharing an older frame, a row would die too early; those in reach outlive all that the row may have to store.
+        oldest = max(num_frames - reach, first_frame, 0)
         for place in range(width):
             wanted = index[row, place]
             number = resolved[wanted]
