@@ -85,6 +85,8 @@ MEANINGS = {
     "strategy.collect_steps": "Vector steps between two looks at how many updates are due.",
     "engine.name": "Which engine: a module in `qfleet/engines/`.",
     "replay.capacity": "Transitions kept; the oldest go first. Refused if it cannot fit into memory.",
+    "replay.store_frames_once": "Stacks of frames (uint8 [K, H, W]) share their frames, at about 1/(2 K) of the "
+    "memory; true refuses other observations, false stores each in full.",
     "replay.sampler": "Every transition alike, or by TD error (proportional prioritized replay).",
     "replay.samples_per_insert": "Transitions trained on per transition inserted, once `min_transitions` are in.",
     "replay.min_transitions": "Transitions inserted before the first update.",

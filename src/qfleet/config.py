@@ -61,10 +61,12 @@ class ReplayConfig(Section):
     """Replay memory and its pace.
 
     `samples_per_insert` is the number of transitions trained on per transition inserted, counted from the moment
-    that `min_transitions` are in; it holds over all shards.
+    that `min_transitions` are in; it holds over all shards. `store_frames_once` "auto" does so where an observation
+    looks like a stack of frames: uint8 [K, H, W] with K smaller than H and W, at least 2 and not 3.
     """
 
     capacity: PositiveInt = 100_000
+    store_frames_once: bool | Literal["auto"] = "auto"
     sampler: Literal["uniform", "prioritized"] = "uniform"
     samples_per_insert: PositiveFloat = 8.0
     min_transitions: PositiveInt = 1_000

@@ -7,7 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import pytest
+from gymnasium import spaces
 
 from qfleet.experiment import Experiment
 from qfleet.session import CheckpointSaved, Validated
@@ -44,6 +47,27 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "next-step-autoreset": {"algo.n_step": 3, "env.autoreset": "next_step", "env.vectorization": "sync"},
     "vector-calls": {"strategy.collect_steps": 4, "algo.n_step": 2},
 }
+
+
+class Film(gym.Env[Any, Any]):
+    """Stacks of two frames, some of which never come again; episodes end by themselves. Its state can be saved."""
+
+    observation_space = spaces.Box(0, 255, (2, 6, 6), np.uint8)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._stack = np.repeat(self._frame(), 2, axis=0)
+        return self._stack, {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self._stack = np.concatenate([self._stack[1:], self._frame()])
+        return self._stack, float(action), bool(self.np_random.random() < 0.2), False, {}
+
+    def _frame(self) -> Any:
+        return np.full((1, 6, 6), self.np_random.integers(256), np.uint8)
+
+
 # Script offers its state and is saved with it; CartPole does not, so that a checkpoint resets it.
 ENVS = ["qfleet/Script-v0", "CartPole-v1"]
 
@@ -82,6 +106,23 @@ def test_resumed_equals_uninterrupted(experiment: MakeExperiment, tmp_path: Path
     same = ["num_env_steps", "num_updates", "num_episodes", "samples_per_insert_measured", "validation_return"]
     assert {key: resumed[key] for key in same} == {key: whole[key] for key in same}
     assert whole["num_updates"] > 15
+
+
+@pytest.mark.parametrize("sampler", ["uniform", "prioritized"])
+def test_frames_stored_once_resume_bit_for_bit_and_train_as_frames_stored_in_full(
+    experiment: MakeExperiment, tmp_path: Path, sampler: str
+) -> None:
+    changes = SCHEDULED | {"replay.sampler": sampler, "algo.n_step": 2}
+    run = experiment("Film-v0", changes, run_dir="whole", env=Film)
+    in_full = experiment("Film-v0", changes | {"replay.store_frames_once": False}, run_dir="full", env=Film)
+    whole = run.run()
+    assert in_full.run()["parameters_sha256"] == whole["parameters_sha256"] is not None
+    assert list((tmp_path / "whole").rglob("replay-frames-*"))
+    assert not list((tmp_path / "full").rglob("replay-frames-*"))
+    stop_after_checkpoint(experiment("Film-v0", changes, run_dir="parts", env=Film), number=2, num_more_events=25)
+    resumed = Experiment.resume(tmp_path / "parts", env=Film).run()
+    assert resumed["parameters_sha256"] == whole["parameters_sha256"]
+    assert records(tmp_path / "parts") == records(tmp_path / "whole")
 
 
 def test_the_parts_really_matter(experiment: MakeExperiment, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qfleet.errors import CheckpointError
@@ -114,6 +114,7 @@ def test_parts_are_disjoint_and_whole(tmp_path, vector_spec, kind, numbered, mon
     assert contents == [[3, 6, 9], [4, 7, 10], [5, 8]]
 
 
+@settings(deadline=None)  # it writes files
 @given(num_old=st.integers(1, 4), num_new=st.integers(1, 4), sizes=st.lists(st.integers(0, 9), min_size=4, max_size=4))
 def test_a_round_trip_over_any_numbers_of_roles_loses_nothing(
     tmp_path_factory, vector_spec, numbered, num_old, num_new, sizes

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from qfleet.errors import ConfigError
 from qfleet.replay import memory
-from qfleet.replay.storage import RingStorage, required_bytes, row_dtype
+from qfleet.replay.layout import row_dtype
+from qfleet.replay.storage import RingStorage, required_bytes
 from qfleet.types import EnvSpec
 
 
@@ -118,6 +119,6 @@ def test_a_ring_that_cannot_ever_fit_is_refused_before_allocation(monkeypatch):
 
 
 def test_numba_stays_out_until_prioritized_replay_is_imported():
-    modules = "qfleet.replay.uniform, qfleet.replay.n_step, qfleet.replay.segments"
+    modules = "qfleet.replay.uniform, qfleet.replay.n_step, qfleet.replay.redistribute, qfleet.replay.packing"
     code = f"import sys, {modules}; print('numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

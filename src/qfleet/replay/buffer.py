@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from qfleet.errors import QfleetError
-from qfleet.replay.storage import RingStorage
+from qfleet.replay.packing import PackedTransitions
+from qfleet.replay.storage import Storage
 from qfleet.types import IntArray, Sample, Transitions
 
 FloatVector = npt.NDArray[np.float64]
@@ -61,7 +62,7 @@ class Replay(Protocol):
         nbytes: bytes when full, the sampler's own included.
     """
 
-    storage: RingStorage
+    storage: Storage
 
     @property
     def capacity(self) -> int: ...
@@ -74,7 +75,7 @@ class Replay(Protocol):
 
     def __len__(self) -> int: ...
 
-    def insert(self, transitions: Transitions, priorities: FloatVector | None = None) -> IntArray:
+    def insert(self, transitions: Transitions | PackedTransitions, priorities: FloatVector | None = None) -> IntArray:
         """Stores N transitions; `priorities` float64 [N] are |TD errors|, None means the largest seen so far.
 
         Returns:

@@ -21,7 +21,8 @@ from qfleet.replay.buffer import (
     leaf_without_priority,
 )
 from qfleet.replay.memory import check_memory
-from qfleet.replay.storage import RingStorage, required_bytes
+from qfleet.replay.packing import PackedTransitions
+from qfleet.replay.storage import RingStorage, Storage, required_bytes
 from qfleet.replay.uniform import check_generator_state
 from qfleet.types import EnvSpec, IntArray, Sample, Transitions
 
@@ -36,16 +37,29 @@ class PrioritizedReplay:
         spec: shapes and dtypes of the environment.
         generator: where the draws come from; nobody else should use it.
         alpha: 0 draws uniformly, 1 in proportion to the TD error.
+        storage: an empty one to use instead of a new RingStorage of `capacity`.
 
     Raises:
         ConfigError: capacity or alpha is out of range, or rows and tree together do not fit into memory.
+        ValueError: the storage is of another capacity.
     """
 
-    def __init__(self, capacity: int, spec: EnvSpec, generator: np.random.Generator, alpha: float) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        spec: EnvSpec,
+        generator: np.random.Generator,
+        alpha: float,
+        *,
+        storage: Storage | None = None,
+    ) -> None:
         if not 0.0 <= alpha <= 1.0:
             raise ConfigError(f"replay.priority_exponent: {alpha} is out of range; give a number from 0 to 1")
-        check_memory(capacity, required_bytes(capacity, spec) + sum_tree.tree_bytes(max(capacity, 1)))
-        self.storage = RingStorage(capacity, spec)
+        if storage is not None and storage.capacity != capacity:
+            raise ValueError(f"the storage is one of {storage.capacity} transitions, not {capacity}")
+        rows = required_bytes(capacity, spec) if storage is None else storage.nbytes
+        check_memory(capacity, rows + sum_tree.tree_bytes(max(capacity, 1)))
+        self.storage: Storage = RingStorage(capacity, spec) if storage is None else storage
         self.alpha = float(alpha)  # an int would make the kernels compile again
         self._tree = sum_tree.SumTree(capacity)
         self._generator = generator
@@ -69,7 +83,7 @@ class PrioritizedReplay:
     def __len__(self) -> int:
         return len(self.storage)
 
-    def insert(self, transitions: Transitions, priorities: FloatVector | None = None) -> IntArray:
+    def insert(self, transitions: Transitions | PackedTransitions, priorities: FloatVector | None = None) -> IntArray:
         """Stores N transitions and returns their keys, int64 [N].
 
         `priorities` (float64 [N], |TD errors|) None gives each the largest priority seen so far, 1 at the very
@@ -84,11 +98,12 @@ class PrioritizedReplay:
             leaves = np.full(num, leaf_without_priority(self._max_leaf, self.alpha))
         else:
             leaves = (_checked(priorities, num) + PRIORITY_EPSILON) ** self.alpha
-        first_key = self.storage.num_inserted
+        first_key, first_live = self.storage.num_inserted, self.storage.first_live_key
         keys = self.storage.insert(transitions)
         self._max_leaf = sum_tree.set_range(
             self._tree.nodes, self._tree.offsets, first_key, leaves, self._max_leaf, self.capacity
         )
+        self._forget(max(first_live, self.num_inserted - self.capacity))
         return keys
 
     def sample(self, batch_size: int) -> Sample:
@@ -170,6 +185,12 @@ class PrioritizedReplay:
         self._tree.rebuild()
         self._max_leaf = state.max_leaf
         self._generator.bit_generator.state = json.loads(state.generator)
+
+    def _forget(self, first_key: int) -> None:
+        """Makes undrawable what storage dropped, from `first_key` on, without writing another row over it."""
+        if first_key < self.storage.first_live_key:
+            dropped = self.storage.slots_of(np.arange(first_key, self.storage.first_live_key))
+            self._tree.set(dropped, np.zeros(len(dropped)))
 
     def _live_slots(self) -> IntArray:
         return self.storage.slots_of(np.arange(self.storage.first_live_key, self.num_inserted))

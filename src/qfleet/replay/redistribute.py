@@ -15,13 +15,20 @@ from pathlib import Path
 import numpy as np
 
 from qfleet.replay.buffer import FloatVector, Replay, SamplerState, leaf_without_priority
+from qfleet.replay.layout import FRAMES, ROWS, frame_layout, is_frame_stack, ring_layout, row_dtype
 from qfleet.replay.segments import CHUNK_BYTES, CheckedSave, open_save, read_rows
-from qfleet.types import IntArray, SavedFile, Transitions
+from qfleet.replay.storage import transitions_of
+from qfleet.types import EnvSpec, IntArray, SavedFile, Transitions
+
+_NUM_RUNS = 8
 
 
 @dataclass(frozen=True)
 class ReplaySource:
     """A part of one saved replay: of its rows, oldest first, those at places k with k % num_parts == part.
+
+    Of a replay that stores frames once, a part is eight runs of rows spread over all ages instead, as many rows in all:
+    neighbours share frames, and scattered rows would need several each.
 
     Attributes:
         folder, files: as `load_replay` takes them.
@@ -90,13 +97,15 @@ def merge_replay(replay: Replay, sources: Sequence[ReplaySource]) -> int:
         if own.leaves is not None and saved.leaves is not None:
             replay.check_sampler_state(dataclasses.replace(saved, generator=own.generator))
 
-    saves = [open_save(replay.storage, source.folder, source.files, check) for source in sources]
+    spec = replay.storage.spec
+    layouts = [ring_layout(spec), *([frame_layout(spec)] if is_frame_stack(spec) else [])]
+    saves = [open_save(layouts, source.folder, source.files, check) for source in sources]
     origins, keys = _oldest_first(saves, sources)
     origins, keys = origins[-replay.capacity :], keys[-replay.capacity :]
-    num_per_batch = max(1, CHUNK_BYTES // replay.storage.row_bytes)
+    num_per_batch = max(1, CHUNK_BYTES // row_dtype(spec).itemsize)
     for begin in range(0, len(keys), num_per_batch):
         batch = slice(begin, begin + num_per_batch)
-        replay.storage.insert(_read(replay, saves, origins[batch], keys[batch]))
+        replay.storage.insert(_read(spec, saves, origins[batch], keys[batch]))
     if own.leaves is not None:
         replay.restore_sampler(_merged_state(own, saves, origins, keys))
     return len(replay)
@@ -105,29 +114,39 @@ def merge_replay(replay: Replay, sources: Sequence[ReplaySource]) -> int:
 def _oldest_first(saves: list[CheckedSave], sources: Sequence[ReplaySource]) -> tuple[IntArray, IntArray]:
     """(index of the save, key in it) of every row taken, int64 [N] each, by age."""
     keys = [
-        np.arange(save.first + source.part, save.num_inserted, source.num_parts, dtype=np.int64)
+        save.tables[ROWS].first + _places(save, source.part, source.num_parts)
         for save, source in zip(saves, sources, strict=True)
     ]
     if not keys:
         return np.empty(0, np.int64), np.empty(0, np.int64)
-    ages = np.concatenate([(part + 0.5) / max(save.num_inserted, 1) for part, save in zip(keys, saves, strict=True)])
-    order = np.argsort(ages, kind="stable")
+    ages = [(part + 0.5) / max(save.tables[ROWS].end, 1) for part, save in zip(keys, saves, strict=True)]
+    order = np.argsort(np.concatenate(ages), kind="stable")
     origins = np.repeat(np.arange(len(keys)), [len(part) for part in keys])
     return origins[order], np.concatenate(keys)[order]
 
 
-def _read(replay: Replay, saves: list[CheckedSave], origins: IntArray, keys: IntArray) -> Transitions:
+def _places(save: CheckedSave, part: int, num_parts: int) -> IntArray:
+    """Which rows, counted from the oldest, make up a part; int64, rising. Parts differ by one row at most."""
+    rows = save.tables[ROWS]
+    num = rows.end - rows.first
+    if FRAMES not in save.tables or num_parts == 1:
+        return np.arange(part, num, num_parts)
+    # Run r of each part in turn, then run r + 1: [_NUM_RUNS, num_parts] lengths.
+    sizes = num // num_parts + (np.arange(num_parts) < num % num_parts)
+    lengths = np.diff(np.arange(_NUM_RUNS + 1)[:, None] * sizes // _NUM_RUNS, axis=0)
+    owners = np.repeat(np.tile(np.arange(num_parts), _NUM_RUNS), lengths.ravel())
+    return np.flatnonzero(owners == part)
+
+
+def _read(spec: EnvSpec, saves: list[CheckedSave], origins: IntArray, keys: IntArray) -> Transitions:
     """The rows (save origins[k], key keys[k]) in order; within one save keys rise."""
-    records = np.empty(len(keys), replay.storage.dtype)
+    records = np.empty(len(keys), row_dtype(spec))
     for origin, save in enumerate(saves):
         mine = np.flatnonzero(origins == origin)
-        if not len(mine):
-            continue
-        wanted = keys[mine]
-        first = int(wanted[0])
-        for name, values in read_rows(save, first, int(wanted[-1]) + 1).items():
-            records[name][mine] = values[wanted - first]
-    return replay.storage.transitions_of(records)
+        if len(mine):
+            for name, values in read_rows(save, keys[mine]).items():
+                records[name][mine] = values
+    return transitions_of(records)
 
 
 def _merged_state(own: SamplerState, saves: list[CheckedSave], origins: IntArray, keys: IntArray) -> SamplerState:
@@ -138,5 +157,5 @@ def _merged_state(own: SamplerState, saves: list[CheckedSave], origins: IntArray
     for origin, save in enumerate(saves):
         if save.state.leaves is not None:
             mine = origins == origin
-            leaves[mine] = save.state.leaves[keys[mine] - save.first]
+            leaves[mine] = save.state.leaves[keys[mine] - save.tables[ROWS].first]
     return dataclasses.replace(own, max_leaf=max_leaf, leaves=leaves)

@@ -1,8 +1,9 @@
 """Saves and loads a replay by segments: each save writes only the rows inserted since the one before.
 
-Rows go into chunk files named by their range of keys, `replay-<first>-<end>-<digest>.safetensors`; counters,
-priorities and the generator, which change all the time, into one `replay-state-<tag>-<digest>.safetensors` per save.
-The digest keeps two runs, or two shards, from ever writing other bytes under a name that a manifest lists. No pickle.
+Rows go into chunk files named by their range of keys, `replay-<first>-<end>-<digest>.safetensors`, frames that are
+stored once into `replay-frames-<first>-<end>-<digest>.safetensors`; counters, priorities and the generator, which
+change all the time, into one `replay-state-<tag>-<digest>.safetensors` per save. The digest keeps two runs, or two
+shards, from ever writing other bytes under a name that a manifest lists. No pickle.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,14 @@ from safetensors.numpy import save
 
 from qfleet.errors import CheckpointError
 from qfleet.replay.buffer import Replay, SamplerState
-from qfleet.replay.storage import RingStorage
+from qfleet.replay.layout import FRAMES, ROWS, Layout, Table
 from qfleet.storage import write_file
-from qfleet.types import Array, SavedFile
+from qfleet.types import Array, IntArray, SavedFile
 
 CHUNK_BYTES = 128 << 20  # rows are copied once to be written; this bounds the copy
 _METADATA_KEY = "qfleet"  # one key: safetensors writes several in no fixed order, and the digest would change
 _DIGEST_LENGTH = 12
-_CHUNK_NAME = re.compile(r"replay-(\d{12,})-(\d{12,})-[0-9a-f]+\.safetensors")
+_CHUNK_NAME = re.compile(r"replay-(?:(frames)-)?(\d{12,})-(\d{12,})-[0-9a-f]+\.safetensors")
 _STATE_NAME = re.compile(r"replay-state-.+\.safetensors")
 _TAG = re.compile(r"[A-Za-z0-9._-]+")
 _TENSOR_TYPES = {
@@ -49,29 +50,36 @@ _TENSOR_TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A chunk file, its path relative to the save's folder, and the keys [first, end) of its rows."""
+    """A chunk file, its path relative to the save's folder, and the numbers [first, end) of its table's entries."""
 
     path: str
+    table: str
     first: int
     end: int
 
 
 @dataclass(frozen=True, slots=True)
+class SavedTable:
+    """Entries [first, end) of a table, and the chunks that cover them, in order."""
+
+    first: int
+    end: int
+    chunks: list[Chunk]
+
+
+@dataclass(frozen=True, slots=True)
 class CheckedSave:
-    """A save whose files are all there and fit: rows of keys [first, num_inserted), and what decided the draws.
+    """A save whose files are all there and fit.
 
     Attributes:
-        folder: what the paths of `chunks` are relative to.
-        first, num_inserted: the range of keys that is to be read; `first` may lie above the oldest saved key.
+        folder: what the paths of chunks are relative to.
         state: generator and priorities, those of all saved rows.
-        chunks: in order of keys, covering the range.
+        tables: by name; `rows` holds the range of keys.
     """
 
     folder: Path
-    first: int
-    num_inserted: int
     state: SamplerState
-    chunks: list[Chunk]
+    tables: dict[str, SavedTable]
 
 
 def save_replay(replay: Replay, folder: Path, previous: Sequence[SavedFile], tag: str) -> list[SavedFile]:
@@ -93,26 +101,11 @@ def save_replay(replay: Replay, folder: Path, previous: Sequence[SavedFile], tag
     """
     if not _TAG.fullmatch(tag):
         raise ValueError(f"tag {tag!r} may hold only letters, digits, '.', '_' and '-'")
-    storage = replay.storage
-    kept, start = [], storage.first_live_key
-    for file in previous:
-        chunk = _parse(file.path)
-        if chunk is None:
-            continue
-        if chunk.end > storage.num_inserted:
-            raise CheckpointError(
-                f"{file.path} holds rows up to key {chunk.end}, but this replay has had {storage.num_inserted}; "
-                "it is not an earlier save of this replay"
-            )
-        if chunk.end > storage.first_live_key:
-            kept.append(file)
-            start = max(start, chunk.end)
-    rows_per_chunk = max(1, CHUNK_BYTES // storage.row_bytes)
-    kept.extend(
-        _save_chunk(storage, folder, first, min(first + rows_per_chunk, storage.num_inserted))
-        for first in range(start, storage.num_inserted, rows_per_chunk)
-    )
-    kept.append(_save_state(replay, folder, tag))
+    kept: list[SavedFile] = []
+    tables = replay.storage.tables()
+    for name, table in tables.items():
+        kept.extend(_save_table(name, table, folder, previous))
+    kept.append(_save_state(replay, tables, folder, tag))
     return kept
 
 
@@ -130,39 +123,41 @@ def load_replay(replay: Replay, folder: Path, files: Sequence[SavedFile]) -> Non
     Raises:
         CheckpointError: a file is missing, damaged or of another kind, shape, dtype or range; the message names it.
     """
-    storage = replay.storage
-    save = open_save(storage, folder, files, replay.check_sampler_state, storage.capacity)
-    columns = storage.columns()
-    for chunk in save.chunks:
-        begin = max(save.first, chunk.first)
-        values = _read_chunk(save.folder, chunk, begin, chunk.end)
-        for name, column in columns.items():
-            for slots, part in _slots(begin, chunk.end, storage.capacity):
-                column[slots] = values[name][part]
-    storage.restore_counters(save.first, save.num_inserted)
+    tables = replay.storage.tables()
+    capacities = {name: table.capacity for name, table in tables.items()}
+    save = open_save([replay.storage.layout], folder, files, replay.check_sampler_state, capacities)
+    for name, table in tables.items():
+        for chunk in save.tables[name].chunks:
+            begin = max(save.tables[name].first, chunk.first)
+            values = _read_chunk(save.folder, chunk, begin, chunk.end)
+            for column_name, column in table.columns.items():
+                for slots, part in _slots(begin, chunk.end, table.capacity):
+                    column[slots] = values[column_name][part]
+    replay.storage.restore_counters([(save.tables[name].first, save.tables[name].end) for name in tables])
     replay.restore_sampler(save.state)
 
 
 def open_save(
-    storage: RingStorage,
+    layouts: Sequence[Layout],
     folder: Path,
     files: Sequence[SavedFile],
     check_state: Callable[[SamplerState], None],
-    max_rows: int | None = None,
+    max_entries: Mapping[str, int] | None = None,
 ) -> CheckedSave:
-    """Checks every file of a save against `storage`, which is not changed; no row is read yet.
+    """Checks every file of a save; no row is read yet.
 
     Args:
-        storage: whose columns the rows must have.
+        layouts: one of them the save must have.
         folder: what the paths of `files` are relative to.
         files: what `save_replay` returned.
         check_state: raises ValueError on a sampler state that cannot be used.
-        max_rows: only the newest so many rows are needed; None needs all.
+        max_entries: only the newest so many entries of each table are needed; None needs all.
 
     Raises:
         CheckpointError: as `load_replay`.
     """
-    chunks, state_paths = [], []
+    chunks: list[Chunk] = []
+    state_paths = []
     for file in files:
         chunk = _parse(file.path)
         if chunk is None:
@@ -171,47 +166,100 @@ def open_save(
             chunks.append(chunk)
     if len(state_paths) != 1:
         raise CheckpointError(f"a replay save has one replay-state file, this one lists {len(state_paths)}")
-    first, num_inserted, state = _load_state(folder, state_paths[0], check_state)
-    if max_rows is not None:
-        first = max(first, num_inserted - max_rows)
-    chunks = sorted((chunk for chunk in chunks if chunk.end > first), key=lambda chunk: chunk.first)
-    covered = first
-    for chunk in chunks:
-        _check_chunk(storage, folder, chunk)
-        if chunk.first <= covered:
-            covered = max(covered, chunk.end)
-    if covered != num_inserted:
+    ranges, state = _load_state(folder, state_paths[0], check_state)
+    layout = next((layout for layout in layouts if len(layout) == len(ranges)), None)
+    if layout is None:
         raise CheckpointError(
-            f"{state_paths[0]} needs rows of keys {first} to {num_inserted}, but the chunk files give {covered} as end"
+            f"{state_paths[0]} is of a replay that {'stores' if len(ranges) > 1 else 'does not store'} frames once, "
+            "this one differs; set replay.store_frames_once as it was"
         )
-    return CheckedSave(folder, first, num_inserted, state, chunks)
+    tables = {}
+    for (name, dtype), (first, end) in zip(layout.items(), ranges, strict=True):
+        if max_entries is not None:
+            first = max(first, end - max_entries[name])
+        needed = sorted((c for c in chunks if c.table == name and c.end > first), key=lambda chunk: chunk.first)
+        covered = first
+        for chunk in needed:
+            _check_chunk(dtype, folder, chunk)
+            if chunk.first <= covered:
+                covered = max(covered, chunk.end)
+        if covered != end:
+            what = "rows of keys" if name == ROWS else f"{name} of numbers"
+            raise CheckpointError(
+                f"{state_paths[0]} needs {what} {first} to {end}, but the chunk files give {covered} as end"
+            )
+        tables[name] = SavedTable(first, end, needed)
+    return CheckedSave(folder, state, tables)
 
 
-def read_rows(save: CheckedSave, first: int, end: int) -> dict[str, Array]:
-    """The columns [end - first, ...] of keys `first` to `end` - 1, which lie in the save's range; at least one."""
-    pieces = []
-    for chunk in save.chunks:
-        if chunk.end > first and first < end:
-            stop = min(end, chunk.end)
-            pieces.append(_read_chunk(save.folder, chunk, first, stop))
-            first = stop
-    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+def read_rows(save: CheckedSave, keys: IntArray) -> dict[str, Array]:
+    """The columns [N, ...] of rows `keys` (int64 [N], rising, in the save's range, at least one), frames put in.
+
+    Raises:
+        CheckpointError: a row names a frame that the save does not hold.
+    """
+    rows = _read_entries(save, ROWS, keys)
+    if FRAMES in save.tables:
+        stored = save.tables[FRAMES]
+        numbers, index = np.unique(rows.pop("frames"), return_inverse=True)
+        if numbers[0] < stored.first or numbers[-1] >= stored.end:
+            raise CheckpointError(f"{save.tables[ROWS].chunks[0].path}: a row names a frame that was not saved")
+        # [N, 2, K, H, W]
+        pixels = _read_entries(save, FRAMES, numbers)["pixels"][index.reshape(len(keys), 2, -1)]
+        rows |= {"obs": pixels[:, 0], "next_obs": pixels[:, 1]}
+    return rows
 
 
-def _save_chunk(storage: RingStorage, folder: Path, first: int, end: int) -> SavedFile:
+def _read_entries(save: CheckedSave, name: str, numbers: IntArray) -> dict[str, Array]:
+    """The columns of the entries `numbers` (int64 [N], rising) of a table; reads no more than one chunk at a time."""
+    pieces, done = [], 0
+    for chunk in save.tables[name].chunks:
+        stop = int(np.searchsorted(numbers, chunk.end))
+        if stop > done:
+            wanted = numbers[done:stop]
+            values = _read_chunk(save.folder, chunk, int(wanted[0]), int(wanted[-1]) + 1)
+            pieces.append({column: value[wanted - wanted[0]] for column, value in values.items()})
+            done = stop
+    return {column: np.concatenate([piece[column] for piece in pieces]) for column in pieces[0]}
+
+
+def _save_table(name: str, table: Table, folder: Path, previous: Sequence[SavedFile]) -> list[SavedFile]:
+    """The chunks of `previous` that are still needed, and new ones for what they do not hold."""
+    kept, start = [], table.first
+    for file in previous:
+        chunk = _parse(file.path)
+        if chunk is None or chunk.table != name:
+            continue
+        if chunk.end > table.end:
+            raise CheckpointError(
+                f"{file.path} holds {name} up to {chunk.end}, but this replay has had {table.end}; "
+                "it is not an earlier save of this replay"
+            )
+        if chunk.end > table.first:
+            kept.append(file)
+            start = max(start, chunk.end)
+    entries_per_chunk = max(1, CHUNK_BYTES // table.entry_bytes)
+    kept.extend(
+        _save_chunk(name, table, folder, first, min(first + entries_per_chunk, table.end))
+        for first in range(start, table.end, entries_per_chunk)
+    )
+    return kept
+
+
+def _save_chunk(name: str, table: Table, folder: Path, first: int, end: int) -> SavedFile:
     tensors = {
-        name: np.concatenate([column[slots] for slots, _ in _slots(first, end, storage.capacity)])
-        for name, column in storage.columns().items()
+        column_name: np.concatenate([column[slots] for slots, _ in _slots(first, end, table.capacity)])
+        for column_name, column in table.columns.items()
     }
-    metadata = {"kind": "rows", "first_key": first, "end_key": end}
-    return _write(folder, f"replay-{first:012d}-{end:012d}", tensors, metadata)
+    metadata = {"kind": name, "first_key": first, "end_key": end}
+    prefix = "replay" if name == ROWS else f"replay-{name}"
+    return _write(folder, f"{prefix}-{first:012d}-{end:012d}", tensors, metadata)
 
 
-def _save_state(replay: Replay, folder: Path, tag: str) -> SavedFile:
+def _save_state(replay: Replay, tables: dict[str, Table], folder: Path, tag: str) -> SavedFile:
     state = replay.sampler_state()
-    tensors: dict[str, Array] = {
-        "counters": np.array([replay.storage.first_live_key, replay.storage.num_inserted], np.int64)
-    }
+    counters = [number for table in tables.values() for number in (table.first, table.end)]
+    tensors: dict[str, Array] = {"counters": np.array(counters, np.int64)}
     if state.leaves is not None:
         tensors["leaves"] = state.leaves
     metadata = {"kind": "state", "generator": state.generator, "alpha": state.alpha, "max_leaf": state.max_leaf}
@@ -229,7 +277,7 @@ def _parse(path: str) -> Chunk | None:
     name = Path(path).name
     match = _CHUNK_NAME.fullmatch(name)
     if match:
-        return Chunk(path, int(match[1]), int(match[2]))
+        return Chunk(path, match[1] or ROWS, int(match[2]), int(match[3]))
     if _STATE_NAME.fullmatch(name):
         return None
     raise CheckpointError(f"{path} is not a file of a replay save")
@@ -245,32 +293,37 @@ def _slots(first: int, end: int, capacity: int) -> Iterator[tuple[slice, slice]]
         key += length
 
 
-def _load_state(folder: Path, path: str, check_state: Callable[[SamplerState], None]) -> tuple[int, int, SamplerState]:
-    """(first key, num_inserted, sampler state) of a state file, checked."""
+def _load_state(
+    folder: Path, path: str, check_state: Callable[[SamplerState], None]
+) -> tuple[list[tuple[int, int]], SamplerState]:
+    """(first, end) of each table, rows first, and the sampler state of a state file, checked."""
     try:
         with safe_open(folder / path, framework="np") as file:
             metadata = json.loads((file.metadata() or {}).get(_METADATA_KEY, "{}"))
             names = set(file.keys())
             counters = file.get_tensor("counters")
             leaves = file.get_tensor("leaves") if "leaves" in names else None
-        if metadata.get("kind") != "state" or counters.shape != (2,) or counters.dtype != np.int64:
+        if metadata.get("kind") != "state" or counters.shape not in ((2,), (4,)) or counters.dtype != np.int64:
             raise ValueError("it holds no counters and generator state")
-        first, num_inserted = (int(counter) for counter in counters)
-        if not 0 <= first <= num_inserted:
-            raise ValueError(f"keys {first} to {num_inserted} are no range")
-        if leaves is not None and (leaves.shape != (num_inserted - first,) or leaves.dtype != np.float64):
-            raise ValueError(f"leaves must be float64 [{num_inserted - first}]")
+        ranges = [(int(first), int(end)) for first, end in counters.reshape(-1, 2)]
+        for first, end in ranges:
+            if not 0 <= first <= end:
+                raise ValueError(f"keys {first} to {end} are no range")
+        num_rows = ranges[0][1] - ranges[0][0]
+        if leaves is not None and (leaves.shape != (num_rows,) or leaves.dtype != np.float64):
+            raise ValueError(f"leaves must be float64 [{num_rows}]")
         state = SamplerState(metadata["generator"], metadata["alpha"], metadata["max_leaf"], leaves)
         check_state(state)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is not a usable replay state: {error}") from error
-    return first, num_inserted, state
+    return ranges, state
 
 
-def _check_chunk(storage: RingStorage, folder: Path, chunk: Chunk) -> None:
+def _check_chunk(dtype: np.dtype[Any], folder: Path, chunk: Chunk) -> None:
+    columns = {name: dtype[name] for name in dtype.names or ()}
     expected = {
-        name: (_TENSOR_TYPES[str(column.dtype)], [chunk.end - chunk.first, *column.shape[1:]])
-        for name, column in storage.columns().items()
+        name: (_TENSOR_TYPES[str(column.base)], [chunk.end - chunk.first, *column.shape])
+        for name, column in columns.items()
     }
     try:
         with safe_open(folder / chunk.path, framework="np") as file:

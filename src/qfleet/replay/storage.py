@@ -7,46 +7,48 @@ Mnih et al., 2015, with generations).
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from qfleet.errors import ConfigError
+from qfleet.replay.layout import ROWS, Layout, Table, ring_layout, row_dtype
 from qfleet.replay.memory import check_memory
+from qfleet.replay.packing import PackedTransitions, unpack
 from qfleet.types import Array, BoolArray, EnvSpec, IntArray, Transitions
 
-_ROW_ALIGNMENT = 8  # so that each column of a block of rows has strides that are multiples of its item size
 
+class Storage(Protocol):
+    """Where a replay keeps its rows; see `RingStorage`, whose attributes and methods these are."""
 
-def row_dtype(spec: EnvSpec) -> np.dtype[Any]:
-    """The packed row of one transition: named fields at aligned offsets, padded to 8 bytes.
+    capacity: int
+    spec: EnvSpec
+    num_inserted: int
 
-    Fields: reward and discount float32, obs and next_obs [*O] of the environment's dtype, action as the smallest
-    unsigned integer that holds A - 1, next_action_mask bool [A] only where the environment has masks.
-    """
-    obs = np.dtype(spec.obs_dtype)
-    columns: list[tuple[str, Any, tuple[int, ...]]] = [
-        ("reward", np.dtype(np.float32), ()),
-        ("discount", np.dtype(np.float32), ()),
-        ("obs", obs, spec.obs_shape),
-        ("next_obs", obs, spec.obs_shape),
-        ("action", np.min_scalar_type(max(spec.num_actions - 1, 0)), ()),
-    ]
-    if spec.has_action_mask:
-        columns.append(("next_action_mask", np.dtype(np.bool_), (spec.num_actions,)))
-    offsets, end = [], 0
-    for _, dtype, shape in columns:
-        offsets.append(_round_up(end, dtype.itemsize))
-        end = offsets[-1] + dtype.itemsize * int(np.prod(shape, dtype=np.int64))
-    return np.dtype(
-        {
-            "names": [name for name, _, _ in columns],
-            "formats": [(dtype, shape) for _, dtype, shape in columns],
-            "offsets": offsets,
-            "itemsize": _round_up(end, _ROW_ALIGNMENT),
-        }
-    )
+    def __len__(self) -> int: ...
+
+    @property
+    def first_live_key(self) -> int: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    @property
+    def layout(self) -> Layout: ...
+
+    def insert(self, transitions: Transitions | PackedTransitions) -> IntArray: ...
+
+    def gather(self, slots: IntArray) -> Transitions: ...
+
+    def is_live(self, keys: IntArray) -> BoolArray: ...
+
+    def slots_of(self, keys: IntArray) -> IntArray: ...
+
+    def tables(self) -> dict[str, Table]: ...
+
+    def restore_counters(self, ranges: Sequence[tuple[int, int]]) -> None: ...
 
 
 def required_bytes(capacity: int, spec: EnvSpec) -> int:
@@ -109,7 +111,7 @@ class RingStorage:
         """Bytes of the full ring."""
         return self.rows.nbytes
 
-    def insert(self, transitions: Transitions) -> IntArray:
+    def insert(self, transitions: Transitions | PackedTransitions) -> IntArray:
         """Writes N transitions over the oldest rows.
 
         Actions must lie in [0, A): they are narrowed without a check. Of more than `capacity` transitions the last
@@ -121,8 +123,10 @@ class RingStorage:
         Raises:
             ValueError: an observation or mask has another shape or dtype than the environment's.
         """
+        if isinstance(transitions, PackedTransitions):
+            transitions = unpack(transitions)
         num, first = len(transitions.action), self.num_inserted
-        self._check(transitions, num)
+        check_transitions(transitions, self.spec)
         start = first % self.capacity
         if num <= self.capacity - start:
             self._write(slice(start, start + num), transitions, slice(0, num))
@@ -141,18 +145,7 @@ class RingStorage:
 
         The columns other than `action` share that block: writable, strided, fit for `torch.from_numpy`.
         """
-        return self.transitions_of(self._records.take(slots))
-
-    def transitions_of(self, records: Array) -> Transitions:
-        """The columns of a block of rows (`dtype` [B]) as transitions; only `action` is copied, to int64."""
-        return Transitions(
-            obs=records["obs"],
-            action=records["action"].astype(np.int64),
-            reward=records["reward"],
-            discount=records["discount"],
-            next_obs=records["next_obs"],
-            next_action_mask=None if self._mask is None else records["next_action_mask"],
-        )
+        return transitions_of(self._records.take(slots))
 
     def is_live(self, keys: IntArray) -> BoolArray:
         """bool [B]: whether the row that each key (int64 [B]) names is still here."""
@@ -163,18 +156,27 @@ class RingStorage:
         """int64 [B], the slots of `keys` (int64 [B]); meaningful for live keys only."""
         return keys % self.capacity
 
-    def columns(self) -> dict[str, Array]:
-        """Writable views [capacity, ...] of the columns by field name, in slot order; for saving and loading."""
-        return {name: self._records[name] for name in self.dtype.names or ()}
+    @property
+    def layout(self) -> Layout:
+        """The columns that a save of this storage has."""
+        return ring_layout(self.spec)
 
-    def restore_counters(self, first_key: int, num_inserted: int) -> None:
+    def tables(self) -> dict[str, Table]:
+        """The live rows, for saving and loading."""
+        columns = {name: self._records[name] for name in self.dtype.names or ()}
+        return {ROWS: Table(self.capacity, self.first_live_key, self.num_inserted, columns)}
+
+    def restore_counters(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Declares that exactly the rows of keys `first_key` to `num_inserted` - 1 are here (loading a save).
+
+        Args:
+            ranges: [(first_key, num_inserted)], one for each table.
 
         Raises:
             ValueError: the range is not one that this ring can hold.
         """
-        if not 0 <= first_key <= num_inserted or num_inserted - first_key > self.capacity:
-            raise ValueError(f"keys {first_key} to {num_inserted} do not fit into {self.capacity} slots")
+        ((first_key, num_inserted),) = ranges
+        check_range(first_key, num_inserted, self.capacity)
         self._first_key, self.num_inserted = first_key, num_inserted
 
     def _write(self, slots: slice, transitions: Transitions, part: slice) -> None:
@@ -186,19 +188,45 @@ class RingStorage:
         if self._mask is not None and transitions.next_action_mask is not None:
             self._mask[slots] = transitions.next_action_mask[part]
 
-    def _check(self, transitions: Transitions, num: int) -> None:
-        # Assignment to a slice would broadcast and cast in silence, and train on nonsense.
-        shape, dtype = (num, *self.spec.obs_shape), self._obs.dtype
-        for name in ("obs", "next_obs"):
-            value = getattr(transitions, name)
-            if value.shape != shape or value.dtype != dtype:
-                raise ValueError(f"{name} must be {dtype} {list(shape)}, got {value.dtype} {list(value.shape)}")
-        if not len(transitions.reward) == len(transitions.discount) == num:
-            raise ValueError(f"reward and discount must have {num} entries, one per action")
-        mask = transitions.next_action_mask
-        if self._mask is not None and (mask is None or mask.shape != (num, self.spec.num_actions)):
-            raise ValueError(f"next_action_mask must be bool [{num}, {self.spec.num_actions}]")
+
+def transitions_of(records: Array) -> Transitions:
+    """The columns of a block of rows (`row_dtype` [B]) as transitions; only `action` is copied, to int64."""
+    has_mask = "next_action_mask" in (records.dtype.names or ())
+    return Transitions(
+        obs=records["obs"],
+        action=records["action"].astype(np.int64),
+        reward=records["reward"],
+        discount=records["discount"],
+        next_obs=records["next_obs"],
+        next_action_mask=records["next_action_mask"] if has_mask else None,
+    )
 
 
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
+def check_transitions(transitions: Transitions, spec: EnvSpec) -> None:
+    """Raises ValueError unless shapes and dtypes are the environment's.
+
+    Assignment to a slice would broadcast and cast in silence, and train on nonsense.
+    """
+    num, dtype = len(transitions.action), np.dtype(spec.obs_dtype)
+    shape = (num, *spec.obs_shape)
+    for name in ("obs", "next_obs"):
+        value = getattr(transitions, name)
+        if value.shape != shape or value.dtype != dtype:
+            raise ValueError(f"{name} must be {dtype} {list(shape)}, got {value.dtype} {list(value.shape)}")
+    check_scalars(transitions, spec)
+
+
+def check_scalars(transitions: Transitions | PackedTransitions, spec: EnvSpec) -> None:
+    """Raises ValueError unless everything but the observations is there for each action."""
+    num = len(transitions.action)
+    if not len(transitions.reward) == len(transitions.discount) == num:
+        raise ValueError(f"reward and discount must have {num} entries, one per action")
+    mask = transitions.next_action_mask
+    if spec.has_action_mask and (mask is None or mask.shape != (num, spec.num_actions)):
+        raise ValueError(f"next_action_mask must be bool [{num}, {spec.num_actions}]")
+
+
+def check_range(first: int, end: int, capacity: int) -> None:
+    """Raises ValueError unless numbers `first` to `end` - 1 fit into a ring of `capacity`."""
+    if not 0 <= first <= end or end - first > capacity:
+        raise ValueError(f"keys {first} to {end} do not fit into {capacity} slots")

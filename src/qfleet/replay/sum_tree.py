@@ -2,7 +2,8 @@
 
 Eight float64 children share a node, which is one cache line, so two million leaves are seven levels deep. An inner
 value is always recomputed from its children, left to right, never adjusted by differences: it cannot drift, and equal
-leaves give equal trees. The compiled kernels live here, and with them the only import of numba.
+leaves give equal trees. The compiled kernels of the draws live here, those of image storage in frame_table.py; nobody
+else imports numba.
 """
 
 from __future__ import annotations

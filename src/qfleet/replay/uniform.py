@@ -10,7 +10,8 @@ import json
 import numpy as np
 
 from qfleet.replay.buffer import EmptyReplayError, FloatVector, SamplerState
-from qfleet.replay.storage import RingStorage
+from qfleet.replay.packing import PackedTransitions
+from qfleet.replay.storage import RingStorage, Storage
 from qfleet.types import EnvSpec, IntArray, Sample, Transitions
 
 
@@ -21,13 +22,16 @@ class UniformReplay:
         capacity: most transitions kept.
         spec: shapes and dtypes of the environment.
         generator: where the draws come from; nobody else should use it.
+        storage: an empty one to use instead of a new RingStorage of `capacity`.
 
     Raises:
         ConfigError: capacity is below 1, or the full ring does not fit into memory.
     """
 
-    def __init__(self, capacity: int, spec: EnvSpec, generator: np.random.Generator) -> None:
-        self.storage = RingStorage(capacity, spec)
+    def __init__(
+        self, capacity: int, spec: EnvSpec, generator: np.random.Generator, *, storage: Storage | None = None
+    ) -> None:
+        self.storage: Storage = RingStorage(capacity, spec) if storage is None else storage
         self._generator = generator
 
     @property
@@ -48,7 +52,7 @@ class UniformReplay:
     def __len__(self) -> int:
         return len(self.storage)
 
-    def insert(self, transitions: Transitions, priorities: FloatVector | None = None) -> IntArray:
+    def insert(self, transitions: Transitions | PackedTransitions, priorities: FloatVector | None = None) -> IntArray:
         """Stores N transitions and returns their keys, int64 [N]. `priorities` have no meaning here."""
         return self.storage.insert(transitions)
 
@@ -63,7 +67,7 @@ class UniformReplay:
         if first == end:
             raise EmptyReplayError("replay is empty: insert transitions before sampling")
         keys = self._generator.integers(first, end, batch_size)
-        slots = keys if end <= storage.capacity else keys % storage.capacity
+        slots = keys if end <= storage.capacity else storage.slots_of(keys)
         return Sample(keys, storage.gather(slots), np.full(batch_size, 1.0 / (end - first)), end - first)
 
     def update_priorities(self, keys: IntArray, priorities: FloatVector) -> int:

@@ -15,9 +15,11 @@ from qfleet.envs.config import EnvConfig
 from qfleet.envs.make import make_env_batch
 from qfleet.envs.source import EnvFactory
 from qfleet.envs.vector import EnvBatch
+from qfleet.errors import ConfigError
 from qfleet.networks.flat import FlatNetwork
 from qfleet.networks.torso import NetworkConfig
 from qfleet.replay.buffer import Replay
+from qfleet.replay.layout import is_frame_stack, looks_like_frames
 from qfleet.replay.storage import required_bytes
 from qfleet.replay.uniform import UniformReplay
 from qfleet.seeding import derive_generator, derive_seed
@@ -78,12 +80,17 @@ class Blueprint:
 
     def build_replay(self, name: str) -> Replay:
         """An empty replay of the configured kind for the role called `name`."""
-        generator = derive_generator(self.seed, name, "replay")
-        if self.replay.sampler == "uniform":
-            return UniformReplay(self.replay.capacity, self.spec, generator)
-        from qfleet.replay.prioritized import PrioritizedReplay  # loads numba, which a uniform replay can do without
+        generator, capacity = derive_generator(self.seed, name, "replay"), self.replay.capacity
+        storage = None
+        if stores_frames_once(self.replay, self.spec):
+            from qfleet.replay.frames import FrameStorage  # loads numba, which a uniform replay can do without
 
-        return PrioritizedReplay(self.replay.capacity, self.spec, generator, self.replay.priority_exponent)
+            storage = FrameStorage(capacity, self.spec)
+        if self.replay.sampler == "uniform":
+            return UniformReplay(capacity, self.spec, generator, storage=storage)
+        from qfleet.replay.prioritized import PrioritizedReplay  # loads numba
+
+        return PrioritizedReplay(capacity, self.spec, generator, self.replay.priority_exponent, storage=storage)
 
 
 def copy_network(network: FlatNetwork) -> FlatNetwork:
@@ -96,9 +103,30 @@ def copy_network(network: FlatNetwork) -> FlatNetwork:
 
 def replay_bytes(config: ReplayConfig, spec: EnvSpec) -> int:
     """Bytes of a full replay, what it draws by included."""
-    rows = required_bytes(config.capacity, spec)
+    if stores_frames_once(config, spec):
+        from qfleet.replay.frames import required_frame_bytes  # loads numba
+
+        rows = required_frame_bytes(config.capacity, spec)
+    else:
+        rows = required_bytes(config.capacity, spec)
     if config.sampler == "uniform":
         return rows
     from qfleet.replay.sum_tree import tree_bytes  # loads numba
 
     return rows + tree_bytes(config.capacity)
+
+
+def stores_frames_once(config: ReplayConfig, spec: EnvSpec) -> bool:
+    """Whether replay keeps each frame once: as configured, "auto" where observations look like stacks of frames.
+
+    Raises:
+        ConfigError: it was asked for, and observations are no stacks of frames.
+    """
+    if config.store_frames_once == "auto":
+        return looks_like_frames(spec)
+    if config.store_frames_once and not is_frame_stack(spec):
+        raise ConfigError(
+            f"replay.store_frames_once: observations of {spec.env_id} are {spec.obs_dtype} {list(spec.obs_shape)}, "
+            "not stacks of frames (uint8 [K, H, W]); set it to false"
+        )
+    return config.store_frames_once

@@ -52,6 +52,8 @@ class Worker:
         seconds = receipt.seconds
         seconds["replay"] = time.perf_counter() - started - seconds["inference"] - seconds["environment"]
         receipt.metrics["epsilon"] = self.actor.mean_epsilon(progress)
+        if len(self.replay) < min(self.replay.num_inserted, self.replay.capacity):  # frames ran out, rows went early
+            receipt.metrics["num_live_transitions"] = float(len(self.replay))
         return receipt
 
     def train(self, num_updates: int) -> Receipt:
