@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 import torch
 
 from qfleet.config import Section
-from qfleet.errors import CallFailed, QfleetError
+from qfleet.errors import CallFailed, QfleetError, ValueLost
 from qfleet.types import Receipt, Reply
 
 
@@ -161,6 +161,48 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """End all roles."""
+
+
+class InProcess:
+    """For engines whose payloads are objects of this process: the part of them that is the same."""
+
+    def result(self, future: Future) -> Receipt:
+        """The receipt, or the role's own failure."""
+        if future.error is not None:
+            raise future.error
+        if future.receipt is None:
+            raise ValueError(f"{future.role.name}.{future.method} has not completed")
+        return future.receipt
+
+    def payload(self, future: Future) -> object:
+        """The payload itself: nothing is copied here."""
+        self.result(future)
+        return future.payload
+
+    def room_for(self, placement: Placement) -> int:
+        """Room enough for any number."""
+        return 1 << 30
+
+
+def local_values(args: Sequence[object]) -> list[object]:
+    """For engines whose payloads are objects of this process: futures and parts as their payloads.
+
+    Raises:
+        ValueLost: one of them came to nothing; None would pass for a payload.
+    """
+    values = []
+    for argument in args:
+        source = argument.future if isinstance(argument, Part) else argument
+        if isinstance(source, Future):
+            if source.error is not None:
+                raise ValueLost(source.role.name)
+            if isinstance(argument, Part):
+                assert isinstance(source.payload, Sequence)
+                argument = source.payload[argument.index]
+            else:
+                argument = source.payload
+        values.append(argument)
+    return values
 
 
 def check_arguments(role: RoleRef, method: str, args: Sequence[object]) -> None:

@@ -19,13 +19,14 @@ import torch
 from qfleet.engines.base import (
     EngineConfig,
     Future,
-    Part,
+    InProcess,
     Placement,
     RoleRef,
     average,
     call_failed,
     check_arguments,
     check_group,
+    local_values,
     split_answer,
 )
 from qfleet.errors import RoleDied, ValueLost
@@ -103,7 +104,7 @@ class _Lane:
         return queue
 
 
-class Engine:
+class Engine(InProcess):
     """Runs every role in this thread.
 
     Args:
@@ -160,19 +161,6 @@ class Engine:
                 return call.future
         return pending.done.popleft()
 
-    def result(self, future: Future) -> Receipt:
-        """The receipt, or the role's own failure."""
-        if future.error is not None:
-            raise future.error
-        if future.receipt is None:
-            raise ValueError(f"{future.role.name}.{future.method} has not completed")
-        return future.receipt
-
-    def payload(self, future: Future) -> object:
-        """The payload itself: nothing is copied here."""
-        self.result(future)
-        return future.payload
-
     def stop(self, role: RoleRef) -> None:
         """Forget the role and its pending calls."""
         known = self._roles.pop(role.name, None)
@@ -205,10 +193,6 @@ class Engine:
         """How often the role was respawned."""
         known = self._roles.get(role.name)
         return known.incarnation if known is not None else 0
-
-    def room_for(self, placement: Placement) -> int:
-        """Room enough for any number."""
-        return 1 << 30
 
     def now(self) -> float:
         """The number of calls run so far."""
@@ -260,21 +244,11 @@ class Engine:
         if known.failure is not None:
             future.error = call_failed(future, known.failure)
             return None, []
-        values: list[object] = []
-        for argument in call.args:
-            source = argument.future if isinstance(argument, Part) else argument
-            if not isinstance(source, Future):
-                values.append(argument)
-            elif source.error is not None:
-                future.error = ValueLost(source.role.name)  # its payload never came to be; None would pass for one
-                return None, []
-            elif isinstance(argument, Part):
-                pieces = source.payload
-                assert isinstance(pieces, Sequence)
-                values.append(pieces[argument.index])
-            else:
-                values.append(source.payload)
-        return getattr(known.built, future.method), values
+        try:
+            return getattr(known.built, future.method), local_values(call.args)
+        except (ValueLost, AttributeError) as error:
+            future.error = error if isinstance(error, ValueLost) else call_failed(future, error)
+            return None, []
 
     def _arrive(self, call: _Call, group: _Group) -> None:
         """Start one member's generator; with the last one here, run the group to its end."""
