@@ -84,6 +84,8 @@ MEANINGS = {
     "strategy.name": "Which strategy: a module in `qfleet/strategies/`.",
     "strategy.collect_steps": "Vector steps between two looks at how many updates are due.",
     "engine.name": "Which engine: a module in `qfleet/engines/`.",
+    "engine.role_timeout": "Seconds after which a role's call counts as stuck; a thread cannot be killed, so the run "
+    "ends. Raise it where one call may take longer, such as an evaluation.",
     "replay.capacity": "Transitions kept; the oldest go first. Refused if it cannot fit into memory.",
     "replay.store_frames_once": "Stacks of frames (uint8 [K, H, W]) share their frames, at about 1/(2 K) of the "
     "memory; true refuses other observations, false stores each in full.",

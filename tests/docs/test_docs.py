@@ -21,7 +21,16 @@ import typer
 
 import qfleet
 from qfleet.cli.main import app
-from qfleet.recipe import build_config, change_config, find_recipe, parse_override, recipe_for_env
+from qfleet.recipe import (
+    PLUGIN_SECTIONS,
+    build_config,
+    change_config,
+    find_recipe,
+    list_plugins,
+    load_plugin,
+    parse_override,
+    recipe_for_env,
+)
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(qfleet.__file__).parent
@@ -236,7 +245,7 @@ def test_a_wrong_command_is_caught(line: str) -> None:
 
 
 def all_fields() -> set[str]:
-    """Dotted names of every field, and of every table."""
+    """Dotted names of every field, and of every table; of every algorithm, strategy and engine there is."""
     names: set[str] = set()
 
     def visit(section: Any, prefix: str) -> None:
@@ -248,6 +257,9 @@ def all_fields() -> set[str]:
                 visit(value, f"{dotted}.")
 
     visit(change_config(build_config({}, []), []), "")
+    for axis in PLUGIN_SECTIONS:
+        for plugin in list_plugins(axis):
+            visit(load_plugin(axis, plugin).Config(), f"{axis}.")
     return names
 
 

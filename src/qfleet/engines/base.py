@@ -7,12 +7,16 @@ serves many roles and the data never crosses it.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+import torch
+
 from qfleet.config import Section
-from qfleet.types import Receipt
+from qfleet.errors import CallFailed, QfleetError, ValueLost
+from qfleet.types import Receipt, Reply
 
 
 class EngineConfig(Section):
@@ -157,3 +161,115 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """End all roles."""
+
+
+class InProcess:
+    """For engines whose payloads are objects of this process: the part of them that is the same."""
+
+    def result(self, future: Future) -> Receipt:
+        """The receipt, or the role's own failure."""
+        if future.error is not None:
+            raise future.error
+        if future.receipt is None:
+            raise ValueError(f"{future.role.name}.{future.method} has not completed")
+        return future.receipt
+
+    def payload(self, future: Future) -> object:
+        """The payload itself: nothing is copied here."""
+        self.result(future)
+        return future.payload
+
+    def room_for(self, placement: Placement) -> int:
+        """Room enough for any number."""
+        return 1 << 30
+
+
+def local_values(args: Sequence[object]) -> list[object]:
+    """For engines whose payloads are objects of this process: futures and parts as their payloads.
+
+    Raises:
+        ValueLost: one of them came to nothing; None would pass for a payload.
+    """
+    values = []
+    for argument in args:
+        source = argument.future if isinstance(argument, Part) else argument
+        if isinstance(source, Future):
+            if source.error is not None:
+                raise ValueLost(source.role.name)
+            if isinstance(argument, Part):
+                assert isinstance(source.payload, Sequence)
+                argument = source.payload[argument.index]
+            else:
+                argument = source.payload
+        values.append(argument)
+    return values
+
+
+def check_arguments(role: RoleRef, method: str, args: Sequence[object]) -> None:
+    """For engines: refuse a call before it is queued.
+
+    Raises:
+        ValueError: an argument is a future that is not completed yet.
+    """
+    for argument in args:
+        source = argument.future if isinstance(argument, Part) else argument
+        if isinstance(source, Future) and not source.is_completed:
+            raise ValueError(f"{role.name}.{method}: an argument of {source.method} is not completed yet")
+
+
+def check_group(group: Sequence[RoleRef], method: str, args: Sequence[tuple[object, ...]]) -> None:
+    """For engines: refuse an all_reduce before any of its calls is queued.
+
+    Raises:
+        ValueError: a role is in the group twice, or there are not as many tuples of arguments as members, or an
+            argument is not completed yet.
+    """
+    names = [role.name for role in group]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"all_reduce of {method}: {', '.join(twice)} is in the group twice and would wait for itself")
+    for role, own in zip(group, args, strict=True):
+        check_arguments(role, method, own)
+
+
+def split_answer(answer: object, num_parts: int) -> tuple[Receipt, object]:
+    """For engines: the receipt and the payload in what a method returned.
+
+    Raises:
+        ValueError: the payload is not a sequence of `num_parts`.
+    """
+    if not isinstance(answer, Reply):
+        answer = Reply(answer if isinstance(answer, Receipt) else Receipt(), None)
+    pieces = answer.payload
+    if num_parts > 1 and not (isinstance(pieces, Sequence) and len(pieces) == num_parts):
+        raise ValueError(f"a payload in {num_parts} parts was asked for; this one is no sequence of that length")
+    return answer.receipt, pieces
+
+
+def call_failed(future: Future, error: BaseException) -> CallFailed:
+    """For engines: what a method raised, as the failure of the call; the user's own errors keep their words."""
+    cause = str(error) if isinstance(error, QfleetError) else f"{type(error).__name__}: {error}"
+    failure = CallFailed(future.role.name, future.method, cause, "".join(traceback.format_exception(error)))
+    failure.__cause__ = error
+    return failure
+
+
+@torch.no_grad()
+def average(tensors: Sequence[torch.Tensor], num_members: int) -> None:
+    """For engines: write the mean into each one of `tensors`; their order is the order of the sum.
+
+    Raises:
+        ValueError: not every member has yielded one.
+    """
+    if len(tensors) != num_members:
+        raise ValueError("the members of a group must yield equally often")
+    mean = tensors[0].clone()
+    for tensor in tensors[1:]:
+        if tensor.shape != mean.shape:
+            raise ValueError(
+                f"the members of a group must yield one shape, not {list(mean.shape)}, {list(tensor.shape)}"
+            )
+        mean += tensor
+    mean /= num_members
+    for tensor in tensors:
+        tensor.copy_(mean)

@@ -10,17 +10,28 @@ replays bit for bit from its seed.
 
 from __future__ import annotations
 
-import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-from qfleet.engines.base import EngineConfig, Future, Part, Placement, RoleRef
-from qfleet.errors import CallFailed, QfleetError, RoleDied, ValueLost
+from qfleet.engines.base import (
+    EngineConfig,
+    Future,
+    InProcess,
+    Placement,
+    RoleRef,
+    average,
+    call_failed,
+    check_arguments,
+    check_group,
+    local_values,
+    split_answer,
+)
+from qfleet.errors import RoleDied, ValueLost
 from qfleet.seeding import derive_generator, generator_state, set_generator_state
-from qfleet.types import Receipt, Reply
+from qfleet.types import Receipt
 
 ANYWHERE = Placement()
 Steps = Generator[torch.Tensor, None, object]
@@ -37,14 +48,16 @@ class _Role:
     build: Callable[..., object]
     args: tuple[object, ...]
     built: object = None
+    failure: Exception | None = None  # why it could not be built
     incarnation: int = 0
+    is_alive: bool = True
 
 
 @dataclass(slots=True, eq=False)
 class _Group:
     """An all-reduce under way: members arrive one by one; their generators stand at a yield until all have."""
 
-    size: int
+    names: list[str]  # the group's order, which is that of the sum
     members: dict[str, tuple[Future, Steps]] = field(default_factory=dict)
     broken_by: str | None = None
 
@@ -91,7 +104,7 @@ class _Lane:
         return queue
 
 
-class Engine:
+class Engine(InProcess):
     """Runs every role in this thread.
 
     Args:
@@ -106,24 +119,28 @@ class Engine:
         self._generator = derive_generator(seed, "engine", "inline")
         self._roles: dict[str, _Role] = {}
         self._lanes: dict[str, _Lane] = {}
+        self._groups: dict[_Group, None] = {}  # in which a member has arrived
         self._num_calls = 0
 
     def spawn(self, name: str, build: Callable[..., object], *args: object, placement: Placement = ANYWHERE) -> RoleRef:
         """Build the role here and now."""
         if name in self._roles:
             raise ValueError(f"role {name} exists already")
-        self._roles[name] = _Role(build, args, build(*args))
+        self._roles[name] = _Role(build, args)
+        _build(self._roles[name])
         return RoleRef(name)
 
     def submit(self, role: RoleRef, method: str, *args: object, lane: str = "training", num_parts: int = 1) -> Future:
         """Queue the call; it runs inside a later `wait`."""
+        check_arguments(role, method, args)
         return self._queue(role, method, args, lane, num_parts, None)
 
     def all_reduce(
         self, group: Sequence[RoleRef], method: str, args: Sequence[tuple[object, ...]], lane: str = "training"
     ) -> list[Future]:
         """Queue a call at each member; the mean is taken when the last one has yielded, in the group's order."""
-        shared = _Group(len(group))
+        check_group(group, method, args)
+        shared = _Group([role.name for role in group])
         return [self._queue(role, method, own, lane, 1, shared) for role, own in zip(group, args, strict=True)]
 
     def wait(self, timeout: float | None = None, lane: str = "training") -> Future | None:
@@ -144,55 +161,38 @@ class Engine:
                 return call.future
         return pending.done.popleft()
 
-    def result(self, future: Future) -> Receipt:
-        """The receipt, or the role's own failure."""
-        if future.error is not None:
-            raise future.error
-        if future.receipt is None:
-            raise ValueError(f"{future.role.name}.{future.method} has not completed")
-        return future.receipt
-
-    def payload(self, future: Future) -> object:
-        """The payload itself: nothing is copied here."""
-        self.result(future)
-        return future.payload
-
     def stop(self, role: RoleRef) -> None:
         """Forget the role and its pending calls."""
         known = self._roles.pop(role.name, None)
-        for pending in self._lanes.values():
-            pending.drop(role.name)
-        _close(known)
+        for call in self._drop(role.name):
+            if call.group is not None:
+                self._break(call.group, role.name)
+        if known is not None:
+            _close(known)
 
     def kill(self, role: RoleRef) -> None:
         """Forget what the role has built up; its pending calls come back as RoleDied."""
         known = self._roles.get(role.name)
-        if known is None or known.built is None:
+        if known is None or not known.is_alive:
             return
         _close(known)
-        known.built = None
-        for pending in self._lanes.values():
-            for call in pending.drop(role.name):
-                call.future.error = RoleDied(role.name, known.incarnation, "killed")
-                pending.done.append(call.future)
-                if call.group is not None:
-                    self._break(call.group, role.name)
+        known.is_alive, known.built = False, None
+        for call in self._drop(role.name):
+            self._complete(call.future, RoleDied(role.name, known.incarnation, "killed"))
+            if call.group is not None:
+                self._break(call.group, role.name)
 
     def respawn(self, role: RoleRef) -> None:
         """Build the role anew."""
         self.kill(role)
         known = self._roles[role.name]
         known.incarnation += 1
-        known.built = known.build(*known.args)
+        _build(known)
 
     def incarnation(self, role: RoleRef) -> int:
         """How often the role was respawned."""
         known = self._roles.get(role.name)
         return known.incarnation if known is not None else 0
-
-    def room_for(self, placement: Placement) -> int:
-        """Room enough for any number."""
-        return 1 << 30
 
     def now(self) -> float:
         """The number of calls run so far."""
@@ -216,11 +216,6 @@ class Engine:
     def _queue(
         self, role: RoleRef, method: str, args: tuple[object, ...], lane: str, num_parts: int, group: _Group | None
     ) -> Future:
-        for argument in args:
-            if isinstance(argument, Part):
-                argument = argument.future
-            if isinstance(argument, Future) and not argument.is_completed:
-                raise ValueError(f"{role.name}.{method}: an argument of {argument.method} is not completed yet")
         future = Future(role, method, lane, self.incarnation(role), num_parts)
         pending = self._lanes.get(lane)
         if pending is None:
@@ -234,42 +229,33 @@ class Engine:
         if method is None:
             return
         try:
-            _answer(future, method(*values))
+            future.receipt, future.payload = split_answer(method(*values), future.num_parts)
         except Exception as error:
-            future.error = _failure(future, error)
+            future.error = call_failed(future, error)
 
     def _prepare(self, call: _Call) -> tuple[Callable[..., object] | None, list[object]]:
         """The role's method and the arguments' values; where there are none, the call has failed."""
         self._num_calls += 1
         future = call.future
         known = self._roles.get(future.role.name)
-        if known is None or known.built is None:
+        if known is None or not known.is_alive or known.incarnation != future.incarnation:
             future.error = RoleDied(future.role.name, future.incarnation, "killed")
             return None, []
-        values: list[object] = []
-        for argument in call.args:
-            source = argument.future if isinstance(argument, Part) else argument
-            if not isinstance(source, Future):
-                values.append(argument)
-            elif source.error is not None:
-                future.error = ValueLost(source.role.name)  # its payload never came to be; None would pass for one
-                return None, []
-            elif isinstance(argument, Part):
-                pieces = source.payload
-                assert isinstance(pieces, Sequence)
-                values.append(pieces[argument.index])
-            else:
-                values.append(source.payload)
-        return getattr(known.built, future.method), values
+        if known.failure is not None:
+            future.error = call_failed(future, known.failure)
+            return None, []
+        try:
+            return getattr(known.built, future.method), local_values(call.args)
+        except (ValueLost, AttributeError) as error:
+            future.error = error if isinstance(error, ValueLost) else call_failed(future, error)
+            return None, []
 
     def _arrive(self, call: _Call, group: _Group) -> None:
         """Start one member's generator; with the last one here, run the group to its end."""
         future = call.future
-        done = self._lanes[future.lane].done
         if group.broken_by is not None:
             self._num_calls += 1
-            future.error = ValueLost(group.broken_by)
-            done.append(future)
+            self._complete(future, ValueLost(group.broken_by))
             return
         method, values = self._prepare(call)
         if method is not None:
@@ -277,68 +263,79 @@ class Engine:
                 steps = method(*values)
                 assert isinstance(steps, Generator), f"{future.role.name}.{future.method} is no generator"
                 group.members[future.role.name] = (future, steps)
+                self._groups[group] = None
             except Exception as error:
-                future.error = _failure(future, error)
+                future.error = call_failed(future, error)
         if future.error is not None:
-            done.append(future)
+            self._complete(future, future.error)
             self._break(group, future.role.name)
-        elif len(group.members) == group.size:
+        elif len(group.members) == len(group.names):
             self._reduce(group)
 
     def _reduce(self, group: _Group) -> None:
         """Turn by turn: each member up to its next yield, then the mean into all their tensors."""
-        while True:
+        members = [group.members[name] for name in group.names]
+        answers: list[tuple[Receipt, object]] = []
+        while len(answers) < len(members):
             tensors: list[torch.Tensor] = []
-            for future, steps in group.members.values():
+            for future, steps in members:
                 try:
                     tensors.append(next(steps))
                 except StopIteration as end:
-                    _answer(future, end.value)
+                    answers.append(split_answer(end.value, future.num_parts))
                 except Exception as error:
-                    future.error = _failure(future, error)
-                    self._lanes[future.lane].done.append(future)
+                    self._complete(future, call_failed(future, error))
                     self._break(group, future.role.name)
                     return
             if not tensors:
-                for future, _ in group.members.values():
-                    self._lanes[future.lane].done.append(future)
+                continue
+            try:
+                average(tensors, len(members))
+            except Exception as error:  # they do not fit together: no one member's fault
+                for future, _ in members:
+                    self._complete(future, call_failed(future, error))
+                self._break(group, group.names[0])
                 return
-            assert len(tensors) == group.size, "the members of a group must yield equally often"
-            mean = tensors[0].clone()
-            for tensor in tensors[1:]:
-                mean += tensor
-            mean /= len(tensors)
-            for tensor in tensors:
-                tensor.copy_(mean)
+        del self._groups[group]
+        for (future, _), (future.receipt, future.payload) in zip(members, answers, strict=True):
+            self._complete(future, None)
+
+    def _complete(self, future: Future, error: BaseException | None) -> None:
+        """Hand it out at a later turn of `wait`."""
+        future.error = error
+        self._lanes[future.lane].done.append(future)
+
+    def _drop(self, name: str) -> list[_Call]:
+        """Take away a role's unfinished calls, those that stand at a yield included."""
+        calls = [call for pending in self._lanes.values() for call in pending.drop(name)]
+        for group in self._groups:
+            if name in group.members:
+                future, steps = group.members.pop(name)
+                steps.close()
+                calls.append(_Call(future, (), group))
+        return calls
 
     def _break(self, group: _Group, name: str) -> None:
         """A member is lost: those that wait for it have lost the mean; those still to come will find it broken."""
         if group.broken_by is not None:
             return
         group.broken_by = name
+        self._groups.pop(group, None)
         for future, steps in group.members.values():
             steps.close()
             if future.error is None:
-                future.receipt = None
-                future.error = ValueLost(name)
-                self._lanes[future.lane].done.append(future)
+                self._complete(future, ValueLost(name))
 
 
-def _answer(future: Future, answer: object) -> None:
-    if isinstance(answer, Reply):
-        future.receipt, future.payload = answer.receipt, answer.payload
-    else:
-        future.receipt = answer if isinstance(answer, Receipt) else Receipt()
+def _build(role: _Role) -> None:
+    role.is_alive, role.failure = True, None
+    try:
+        role.built = role.build(*role.args)
+    except Exception as error:
+        role.failure = error
 
 
-def _failure(future: Future, error: Exception) -> CallFailed:
-    cause = str(error) if isinstance(error, QfleetError) else f"{type(error).__name__}: {error}"
-    failure = CallFailed(future.role.name, future.method, cause, traceback.format_exc())
-    failure.__cause__ = error
-    return failure
-
-
-def _close(role: _Role | None) -> None:
-    close = getattr(role.built, "close", None) if role is not None else None
+def _close(role: _Role) -> None:
+    close = getattr(role.built, "close", None)
     if close is not None:
         close()
