@@ -90,12 +90,13 @@ class PushPull:
         self.roster.start(saved)
         self._release_all()
         while True:
-            if control.snapshot_wanted and (self.engine.is_concurrent or self._is_quiet()):
+            # Where calls run one at a time, a snapshot is taken between rounds, as serial training takes it.
+            runs_on = self.engine.is_concurrent and not control.is_ending
+            if control.snapshot_wanted and (runs_on or self._is_quiet()):
                 control.snapshot_wanted = False
                 self.servers.ask_snapshot()
-            # Where calls run one at a time, a snapshot is taken between rounds, as serial training takes it.
             wants_snapshot = control.snapshot_wanted or self.servers.is_assembling
-            is_pausing = control.drain_tag is not None or (wants_snapshot and not self.engine.is_concurrent)
+            is_pausing = control.drain_tag is not None or (wants_snapshot and not runs_on)
             if is_pausing != self._is_pausing:
                 self._is_pausing = is_pausing
                 self._release_all()
