@@ -152,14 +152,17 @@ class Engine(InProcess):
             names = pending.names
             if not names:
                 return None
-            name = names[0] if len(names) == 1 else names[int(self._generator.integers(len(names)))]
-            call = pending.take(name)
+            call = pending.take(names[0] if len(names) == 1 else self.choose(names))
             if call.group is not None:
                 self._arrive(call, call.group)
             else:
                 self._run(call)
                 return call.future
         return pending.done.popleft()
+
+    def choose(self, names: list[str]) -> str:
+        """Which of the roles with pending calls comes next; at least two, in no order."""
+        return names[int(self._generator.integers(len(names)))]
 
     def stop(self, role: RoleRef) -> None:
         """Forget the role and its pending calls."""
