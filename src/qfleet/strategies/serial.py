@@ -38,7 +38,7 @@ class Config(StrategyConfig):
 def run(
     engine: Engine, blueprint: Blueprint, config: Config, control: Control, saved: Saved | None = None
 ) -> Iterator[Event]:
-    """Collect, train, repeat; see strategies/base.py for the protocol."""
+    """Collect, train, repeat; see strategies/base/ for the protocol."""
     worker = engine.spawn("worker-0", Worker, blueprint, "worker-0")
     if saved is not None:
         load_roles(engine, [worker], control, saved)

@@ -174,10 +174,15 @@ class PushPull:
             return
         clock = group.clocks.of[name] + member.num_unmerged
         owes = member.num_held >= pace.batch_size and pace.updates_allowed() >= self.updates_per_push
+        # A pause lets those behind catch up with the set that is open, and everybody make the updates they owe. Where
+        # there are backups they do not: some push of each set comes too late and is owed again.
+        is_free = not self._is_pausing or (rules.is_mean and clock < self._open_until(group))
+        if rules.num_backup and not is_free:
+            return
         if not owes:
-            # A pause lets those behind catch up with the set that is open, and everybody make the updates they owe.
-            is_free = not self._is_pausing or (rules.is_mean and clock < self._open_until(group))
-            if is_free and not member.num_calls:
+            # It acts on its own pushes merged, but for those that the rules let it run ahead by.
+            may_lack = rules.in_flight - 1 if not rules.is_mean or rules.bound is None else rules.bound
+            if is_free and not member.num_calls and member.num_unmerged <= may_lack:
                 progress = self.control.counters.progress()
                 self._submit(_Job(member, "collect"), "collect_with", progress, self.config.collect_steps)
             return
@@ -197,6 +202,9 @@ class PushPull:
         else:
             self._submit(job, "gradient")
         self._list(member)  # it may have room for one more
+        if self._is_pausing:  # whoever was left alone may be behind this push now
+            for name in group.clocks.of:
+                self._list(self.members[name])
 
     def _submit(self, job: _Job, method: str, *args: object) -> None:
         member, rules = job.member, self.rules
