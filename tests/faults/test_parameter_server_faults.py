@@ -1,0 +1,164 @@
+"""Roles of a parameter server are killed at drawn moments: the run goes on, counts add up, versions never go back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qfleet.engines.base import RoleRef
+from qfleet.errors import RestartsExhausted
+from qfleet.experiment import Experiment
+from qfleet.roles.gradient_worker import GradientWorker
+from qfleet.roles.parameter_server import ParameterServer
+from qfleet.strategies.base import Gradient, RoleRestarted, Rollout, Update
+
+MakeExperiment = Callable[..., Experiment]
+RULES: dict[str, dict[str, Any]] = {
+    "sync": {},
+    "async": {"strategy.wait": "async", "strategy.in_flight": 2},
+    "ssp-mean": {"strategy.wait": "ssp", "strategy.merge": "mean"},
+    "three-servers": {"strategy.num_servers": 3},
+    "backups": {"strategy.backup_workers": 1},
+    "groups": {"strategy": "sync_groups", "strategy.num_groups": 2},
+}
+BASE = {
+    "strategy": "parameter_server",
+    "strategy.num_workers": 4,
+    "strategy.max_restarts": 10_000,
+    "strategy.max_restarts_per_minute": 10_000,
+    "algo.learning_rate": 0.01,
+    "algo.gamma": 0.0,
+    "replay.samples_per_insert": 8.0,
+    "stop.max_env_steps": 2000,
+    "checkpoint.every_env_steps": 300,
+    "evaluation.every_env_steps": 500,
+}
+
+
+def kill_while_it_runs(run: Experiment, seed: int, mean_events: float, kinds: tuple[str, ...]) -> dict[str, int]:
+    """Kill a drawn role of these kinds every `mean_events` events or so; returns how often each was."""
+    generator = np.random.default_rng(seed)
+    killed: dict[str, int] = {}
+    version = 0
+    for event in run.stream():
+        if isinstance(event, Update):
+            assert event.receipt.version >= version, "versions never go back"
+            version = event.receipt.version
+        if isinstance(event, Rollout | Gradient | Update) and generator.random() < 1.0 / mean_events:
+            assert run.session is not None
+            engine = run.session.engine
+            names = [name for name in engine._roles if name.startswith(kinds)]  # type: ignore[attr-defined]
+            name = names[int(generator.integers(len(names)))]
+            if not run.session.control.is_ending:
+                engine.kill(RoleRef(name))
+                killed[name] = killed.get(name, 0) + 1
+    return killed
+
+
+@pytest.mark.parametrize("rules", RULES)
+@pytest.mark.parametrize("kinds", [("worker-",), ("server-",), ("worker-", "server-")], ids="+".join)
+def test_kills_lose_unfinished_work_only(experiment: MakeExperiment, rules: str, kinds: tuple[str, ...]) -> None:
+    for seed in range(2):
+        run = experiment("qfleet/Identity-v0", {**BASE, **RULES[rules], "seed": seed}, run_dir=f"run-{seed}")
+        killed = kill_while_it_runs(run, seed, 40.0, kinds)
+        assert sum(killed.values()) >= 5
+        assert run.session is not None
+        control, session = run.session.control, run.session
+        restarts = sum(number for name, number in control.tallies.items() if name.startswith("restarts."))
+        # A role that is killed twice before it is called again dies once.
+        assert 0.5 * sum(killed.values()) <= restarts <= sum(killed.values())
+        counters = control.counters
+        assert session.stop_reason == "max_env_steps"
+        assert counters.num_env_steps == counters.num_inserted >= 2000
+        batch_size = run.config.algo.batch_size
+        assert counters.num_samples % batch_size == 0
+        assert counters.num_updates <= counters.num_samples // batch_size
+        asked = run.config.replay.samples_per_insert
+        assert 0.8 * asked <= session.tracker.samples_per_insert <= asked + 0.1
+    from qfleet.policy import load_policy
+
+    policy = load_policy(run.run_dir)
+    obs = np.eye(4, dtype=np.float32)[:, : policy.spec.obs_shape[0]]
+    assert policy.act(obs).tolist() == [0, 1, 2, 3], "and it has learned"
+
+
+def test_a_push_is_applied_once_also_when_the_call_is_made_again(experiment: MakeExperiment) -> None:
+    # Every third update takes effect and then its answer is lost, with the server.
+    applied: list[tuple[str, int, int]] = []
+    real = ParameterServer.update
+    lives: dict[int, int] = {}
+
+    def update(self: ParameterServer, tickets: Any, *args: Any) -> Any:
+        before = self.version
+        reply = real(self, tickets, *args)
+        lives[id(self)] = lives.get(id(self), 0) + 1
+        if lives[id(self)] % 3 == 0:
+            raise RuntimeError("the answer is lost")
+        assert self.version == before + 1
+        applied.extend((ticket.worker, ticket.incarnation, ticket.sequence) for ticket in tickets)
+        return reply
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ParameterServer, "update", update)
+        run = experiment("qfleet/Identity-v0", {**BASE, "strategy.wait": "async"})
+        restarts = [event for event in run.stream() if isinstance(event, RoleRestarted)]
+    assert len(restarts) > 20
+    assert {event.cause for event in restarts} == {"exception"}
+    assert len(applied) == len(set(applied)), "no push has acted twice"
+    assert run.session is not None
+    assert len(applied) == run.session.control.counters.num_updates
+    assert run.session.control.tallies["moments_age_updates"] > 0
+
+
+def test_a_server_refuses_what_it_has_applied_and_what_a_former_life_sends(experiment: MakeExperiment) -> None:
+    from qfleet.roles.push import Push
+    from qfleet.types import Ticket
+
+    run = experiment("qfleet/Identity-v0", {})
+    server = ParameterServer(run._blueprint(run.spec, "cpu"), "server-0")
+    push = Push(len(server.online), np.ones(len(server.online), np.float32))
+
+    def send(incarnation: int, sequence: int) -> tuple[int, float]:
+        receipt = server.stage([Ticket("worker-0", incarnation, sequence, 0)], push)
+        return server.commit(receipt.metrics["norm"], 1.0, 1).receipt.version, receipt.metrics["num_refused"]
+
+    assert send(0, 0) == (1, 0.0)
+    assert send(0, 1) == (2, 0.0)
+    assert send(0, 1) == (2, 1.0), "the same push once more"
+    assert send(1, 0) == (3, 0.0), "a new life counts from 0"
+    assert send(0, 2) == (3, 1.0), "a late push of the former one"
+
+
+def test_past_the_budget_the_run_saves_itself_and_stops_with_the_first_traceback(experiment: MakeExperiment) -> None:
+    def gradient(self: GradientWorker, *args: Any) -> Any:
+        if self.name == "worker-2":
+            raise ZeroDivisionError("decoy 99")
+        return real(self, *args)
+
+    real = GradientWorker.gradient
+    changes = {**BASE, "strategy.max_restarts": 2, "strategy.wait": "async"}
+    run = experiment("qfleet/Identity-v0", changes)
+    restarts = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GradientWorker, "gradient", gradient)
+        with pytest.raises(RestartsExhausted, match=r"worker-2 failed again after 2 restarts.*decoy 99") as caught:
+            restarts.extend(event for event in run.stream() if isinstance(event, RoleRestarted))
+    assert "ZeroDivisionError: decoy 99" in caught.value.remote_traceback
+    assert run.session is not None
+    assert run.session.last_checkpoint is not None, "what there is has been saved"
+    saved_steps = run.session.control.counters.num_env_steps
+    resumed = Experiment.resume(run.run_dir).run()
+    assert resumed["num_env_steps"] >= 2000 > saved_steps
+
+
+def test_the_same_kills_give_the_same_run(experiment: MakeExperiment) -> None:
+    def sha256(name: str) -> object:
+        run = experiment("qfleet/Identity-v0", {**BASE, **RULES["async"]}, run_dir=name)
+        kill_while_it_runs(run, 7, 20.0, ("worker-", "server-"))
+        assert run.session is not None
+        return run.session.parameters_sha256()
+
+    assert sha256("a") == sha256("b")
