@@ -80,7 +80,7 @@ class _AllReduce:
         self.supervisor = Supervisor(engine, config, control)
         self.members: dict[str, _Member] = {}
         # Before its first update serial training holds min_transitions, be they fewer than a batch: so does a rank.
-        self._num_needed = min(blueprint.algo.batch_size, self.share.replay.min_transitions)
+        self._num_needed = max(1, min(blueprint.algo.batch_size, self.share.replay.min_transitions))
         self._num_ever = 0
         self._restoring: set[Future] = set()
         self._announced: list[str] = []
@@ -148,12 +148,13 @@ class _AllReduce:
         return member
 
     def _resize(self) -> None:
-        """Hire, or let the last ones go, until there are as many ranks as the user wants by now."""
+        """Hire, or let go, until there are as many ranks as the user wants by now; who is not in the group goes first."""
         wanted = self.control.num_workers or len(self.members)
         while len(self.members) < wanted:
             self._revive(self._hire(worker_name(self._num_ever)))
         while len(self.members) > wanted:
-            name, member = self.members.popitem()
+            name = max(self.members, key=lambda name: (not self.members[name].is_in_group, worker_number(name)))
+            member = self.members.pop(name)
             self.engine.stop(member.ref)
             self._restoring = {future for future in self._restoring if future.role.name != name}
             self.control.count("transitions_lost", member.num_held)
@@ -193,7 +194,8 @@ class _AllReduce:
                 self._restored(self.members[name], outcome)
             else:
                 answers[name] = outcome
-        return answers
+        # In the order of the calls: nothing may depend on who answered first.
+        return {call.role.name: answers[call.role.name] for call in calls if call.role.name in answers}
 
     def _ask(self, members: list[_Member], method: str, *args: object) -> Answers:
         return (yield from self._gather([self.engine.submit(member.ref, method, *args) for member in members]))
@@ -280,7 +282,6 @@ class _AllReduce:
             yield Rollout(member.ref.name, receipt)
 
     def _hold(self, member: _Member, num_inserted: int) -> None:
-        # One that has died meanwhile has the transitions of its former life only until it is restored.
         member.num_held = min(member.num_held + num_inserted, self.share.replay.capacity)
 
     def _train(self) -> Iterator[Event]:
