@@ -148,7 +148,7 @@ class _AllReduce:
         return member
 
     def _resize(self) -> None:
-        """Hire, or let go, until there are as many ranks as the user wants by now; who is not in the group goes first."""
+        """Hire, or let ranks go (those outside of the group first), until there are as many as the user wants."""
         wanted = self.control.num_workers or len(self.members)
         while len(self.members) < wanted:
             self._revive(self._hire(worker_name(self._num_ever)))
