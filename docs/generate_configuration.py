@@ -83,6 +83,12 @@ MEANINGS = {
     "network.normalize_observations": "Subtract the running mean, divide by the running deviation, clip to +-10.",
     "strategy.name": "Which strategy: a module in `qfleet/strategies/`.",
     "strategy.collect_steps": "Vector steps between two looks at how many updates are due.",
+    "strategy.num_workers": "How many workers; their replays hold `replay.capacity` between them.",
+    "strategy.max_restarts": "Restarts of one role before the run saves itself and stops.",
+    "strategy.max_restarts_per_minute": "Restarts of all roles together within a minute before it does.",
+    "strategy.worker_cpus": "CPUs that a worker asks of a cluster.",
+    "strategy.worker_gpus": "GPUs that a worker asks of a cluster; a share of one is fine.",
+    "strategy.worker_resources": "Further resources that a worker asks of a cluster, by their names there.",
     "engine.name": "Which engine: a module in `qfleet/engines/`.",
     "engine.role_timeout": "Seconds after which a role's call counts as stuck; a thread cannot be killed, so the run "
     "ends. Raise it where one call may take longer, such as an evaluation.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qfleet.ops.importance import importance_weights
+from qfleet.ops.importance import global_scale, importance_weights
 
 
 def test_weights_by_hand() -> None:
@@ -31,3 +31,13 @@ def test_full_correction_makes_a_biased_draw_unbiased() -> None:
 def test_a_column_is_refused() -> None:
     with pytest.raises(AssertionError):
         importance_weights(np.array([[0.5], [0.5]]), 2, 1.0)
+
+
+def test_ranks_share_the_largest_weight() -> None:
+    # Smallest probabilities 0.02 (rank 0) and 0.08 (rank 1), beta 0.5. Over both batches the largest weight is that of
+    # 0.02; the one of 0.08 weighs (0.08 / 0.02)^-0.5 = 0.5 beside it, and was 1 in its own batch.
+    smallest = np.array([0.02, 0.08])
+    assert global_scale(smallest, 0, 0.5) == 1.0
+    assert global_scale(smallest, 1, 0.5) == pytest.approx(0.5)
+    assert global_scale(smallest, 1, 0.0) == 1.0, "no correction"
+    assert global_scale(np.array([0.3]), 0, 1.0) == 1.0, "alone, exactly one"

@@ -122,14 +122,7 @@ class Worker:
             CheckpointError: a file does not fit this run; nothing is half loaded, for the run does not start.
         """
         root = Path(folder)
-        content = read_verified(root, files[0])
-        try:
-            arrays = load_tensors(content)
-            with safe_open(root / files[0].path, framework="np") as file:
-                metadata = file.metadata()
-            learner_values, actor_values = json.loads(metadata["learner"]), json.loads(metadata["actor"])
-        except Exception as error:
-            raise CheckpointError(f"{root / files[0].path}: not a state file of this version: {error}") from error
+        arrays, learner_values, actor_values = read_state(root, files[0])
         self.learner.load_state_dict(arrays, learner_values)
         load_replay(self.replay, root / self.name, [_strip(self.name, file) for file in files[1:]])
         self.actor.load_state_dict(arrays, actor_values, tag)
@@ -146,6 +139,25 @@ class Worker:
     def close(self) -> None:
         """Close the environments."""
         self.actor.close()
+
+
+State = tuple[dict[str, np.ndarray], dict[str, object], dict[str, object]]
+
+
+def read_state(root: Path, file: SavedFile) -> State:
+    """The arrays of a worker's state file, and the JSON values of its learner and its actor.
+
+    Raises:
+        CheckpointError: it is missing, damaged or of another version.
+    """
+    content = read_verified(root, file)
+    try:
+        arrays = load_tensors(content)
+        with safe_open(root / file.path, framework="np") as opened:
+            metadata = opened.metadata()
+        return arrays, json.loads(metadata["learner"]), json.loads(metadata["actor"])
+    except Exception as error:
+        raise CheckpointError(f"{root / file.path}: not a state file of this version: {error}") from error
 
 
 def _strip(name: str, file: SavedFile) -> SavedFile:
