@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +67,28 @@ def experiment(tmp_path: Path) -> MakeExperiment:
         return Experiment.from_recipe(env_id, recipe="vector", run_dir=tmp_path / run_dir, env=env, overrides=changes)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def shared_ray() -> Iterator[None]:
+    """One Ray for the whole session: it takes seconds to start, and engines use the one that they find."""
+    cluster = pytest.importorskip("qfleet.placement.ray_cluster").Cluster(None)
+    yield
+    cluster.close()
+
+
+@pytest.fixture(autouse=True)
+def _ray_where_it_is_tested(request: pytest.FixtureRequest) -> Iterator[None]:
+    """For a test with the parameter "ray": its module is no package that another process could import."""
+    callspec = getattr(request.node, "callspec", None)
+    names = [getattr(value, "__name__", value) for value in callspec.params.values()] if callspec is not None else []
+    if "ray" not in names and "qfleet.engines.ray" not in names:
+        yield
+        return
+    request.getfixturevalue("shared_ray")
+    from ray import cloudpickle
+
+    module = sys.modules[request.module.__name__]
+    cloudpickle.register_pickle_by_value(module)
+    yield
+    cloudpickle.unregister_pickle_by_value(module)

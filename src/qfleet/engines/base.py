@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
 
 from qfleet.config import Section
 from qfleet.types import Receipt
@@ -157,3 +158,11 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """End all roles."""
+
+
+@runtime_checkable
+class HostingEngine(Protocol):
+    """An engine whose roles live in processes of their own."""
+
+    def set_up_hosts(self, log_folder: Path, num_threads: int) -> None:
+        """Before the first spawn: where each process writes its output, and torch's threads in each of them."""
