@@ -116,7 +116,7 @@ class Engine:
         self._numbers = itertools.count()
         self._groups = Groups(self._listen)
         self._log_folder: str | None = None
-        self._num_threads = 1
+        self._num_threads: int | None = None
 
     def set_up_hosts(self, log_folder: Path, num_threads: int) -> None:
         """Where each role's process writes its output, and how many threads torch has there."""
@@ -299,10 +299,10 @@ class Engine:
         if life.cause is not None:
             return
         life.end(cause)
+        self._groups.lose(life)
         calls, life.calls = list(life.calls.values()), {}
         for call in calls:
             self._settle(call, RoleDied(life.name, life.incarnation, cause))
-        self._groups.lose(life)
 
     def _close_roles(self, lives: list[Life]) -> None:
         """Drop their calls, let them close themselves, end them."""

@@ -74,6 +74,7 @@ class Group:
         address_ref: Ray's reference to the store's address.
         address, opened_at: the same, once it is there, and when that was.
         has_met: whether they have averaged before, so that nobody waits in the store any more.
+        is_lost: whether a member is dead.
     """
 
     number: int
@@ -82,6 +83,7 @@ class Group:
     address: str | None = None
     opened_at: float | None = None
     has_met: bool = False
+    is_lost: bool = False
 
 
 @dataclass(slots=True, eq=False)

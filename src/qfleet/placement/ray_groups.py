@@ -49,9 +49,16 @@ class Groups:
         """Drop the groups that a dead member was in, and tell those who wait for it to come."""
         for group in [group for group in self._formed.values() if life in group.lives]:
             self.forget(group)
-            if group.address is not None and not group.has_met and life is not group.lives[0]:
-                break_group(group.address, group.number, _TELL_SECONDS)
+            group.is_lost = True
+            _tell_those_who_wait(group)
 
     def _on_opened(self, group: Group, address: object, error: BaseException | None, at: float) -> None:
         if isinstance(address, str):
             group.address, group.opened_at = address, at
+            _tell_those_who_wait(group)
+
+
+def _tell_those_who_wait(group: Group) -> None:
+    """In the store, unless that is gone too; members that have met are told by their connections."""
+    if group.is_lost and group.address is not None and not group.has_met and group.lives[0].cause is None:
+        break_group(group.address, group.number, _TELL_SECONDS)

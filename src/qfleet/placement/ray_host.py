@@ -31,13 +31,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a host needs to build its role: `packed` is the pickled (build, args)."""
+    """What a host needs to build its role.
+
+    Attributes:
+        role, incarnation: whose life it is.
+        packed: the pickled (build, args).
+        log_folder: where its output goes, None to leave that to Ray.
+        num_threads: torch's, None to leave torch as it is.
+    """
 
     role: str
     incarnation: int
     packed: bytes
     log_folder: str | None
-    num_threads: int
+    num_threads: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +103,6 @@ class Host:
         """Make the role; a failure to do so is kept for its calls."""
         if order.log_folder is not None:
             _write_to(Path(order.log_folder) / f"{order.role}-{order.incarnation}.log")
-        os.environ["OMP_NUM_THREADS"] = str(order.num_threads)
         try:
             build, args = cloudpickle.loads(order.packed)
             _set_up_torch(order.num_threads)
@@ -214,10 +220,10 @@ def _split(answer: object, num_parts: int) -> tuple[object, ...]:
     return (Answer(answer.receipt), *pieces)
 
 
-def _set_up_torch(num_threads: int) -> None:
+def _set_up_torch(num_threads: int | None) -> None:
     """Small networks lose more to a second thread's wake-up than it brings; denormals are slow and mean nothing."""
     torch = sys.modules.get("torch")  # a role without torch need not wait for it
-    if torch is not None:
+    if torch is not None and num_threads is not None:
         torch.set_num_threads(num_threads)
         torch.set_flush_denormal(True)
 
