@@ -79,16 +79,18 @@ def shared_ray() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _ray_where_it_is_tested(request: pytest.FixtureRequest) -> Iterator[None]:
-    """For a test with the parameter "ray": its module is no package that another process could import."""
+    """For a test that has the parameter "ray", or asks for `shared_ray`."""
     callspec = getattr(request.node, "callspec", None)
     names = [getattr(value, "__name__", value) for value in callspec.params.values()] if callspec is not None else []
-    if "ray" not in names and "qfleet.engines.ray" not in names:
-        yield
-        return
-    request.getfixturevalue("shared_ray")
+    if not {"ray", "qfleet.engines.ray"} & {name for name in names if isinstance(name, str)}:
+        if "shared_ray" not in request.fixturenames:
+            yield
+            return
+    else:
+        request.getfixturevalue("shared_ray")
     from ray import cloudpickle
 
-    module = sys.modules[request.module.__name__]
+    module = sys.modules[request.module.__name__]  # no other process can import it
     cloudpickle.register_pickle_by_value(module)
     yield
     cloudpickle.unregister_pickle_by_value(module)

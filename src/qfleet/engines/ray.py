@@ -12,6 +12,7 @@ is killed to make that true.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import queue
 import time
@@ -33,8 +34,8 @@ from ray import cloudpickle
 from qfleet.config import PositiveFloat, PositiveInt
 from qfleet.engines.base import EngineConfig, Future, Placement, RoleRef
 from qfleet.errors import QfleetError, RoleDied, ValueLost
-from qfleet.placement import processes
 from qfleet.placement.lanes import Lanes
+from qfleet.placement.processes import end
 from qfleet.placement.ray_calls import (
     DEATHS,
     Call,
@@ -160,21 +161,22 @@ class Engine:
         owns_gpus = all(self._roles[role.name].placement.num_gpus >= 1 for role in group)
         shared = self._groups.of(lives)
         meeting = Meeting(shared, len(lives))
+        awaited = [life.building for life in lives if not life.is_built]  # nobody's time runs while one is being built
         for rank, (future, life, own) in enumerate(zip(futures, lives, args, strict=True)):
             layout, values, producers = lay_out(own)
             seconds = _GROUP_SHARE * self.config.role_timeout
             dropped, life.dropped_groups = tuple(life.dropped_groups), []
-            ticket = Ticket(shared.number, rank, len(lives), seconds, owns_gpus, dropped)
-            refs = life.method("reduce", 2).remote(ticket, shared.address_ref, layout, method, *values)
+            ticket = Ticket(shared.number, rank, len(lives), seconds, owns_gpus, len(awaited), dropped)
+            refs = life.method("reduce", 2).remote(ticket, shared.address_ref, layout, method, *awaited, *values)
             self._watch_call(Call(next(self._numbers), future, life, refs, producers, meeting))
         return futures
 
     def wait(self, timeout: float | None = None, lane: str = "training") -> Future | None:
         """The next completed call of the lane, from Ray's callbacks; each costs the same however many are under way."""
         mine = self._lanes.of(lane)
-        end = float("inf") if timeout is None else time.monotonic() + timeout
+        last = float("inf") if timeout is None else time.monotonic() + timeout
         while True:
-            self._take_all()
+            self._take_arrivals()
             if mine.done:
                 return mine.done.popleft()
             if not mine.num_open:
@@ -184,13 +186,10 @@ class Engine:
                 self._give_up(life)
             if mine.done:
                 continue
-            if now >= end:
+            if now >= last:
                 return None
-            horizon = min(end, self._deadlines.next())
-            try:
-                self._take(self._arrivals.get(timeout=None if horizon == float("inf") else max(0.0, horizon - now)))
-            except queue.Empty:
-                continue
+            horizon = min(last, self._deadlines.next())
+            self._take_arrivals(None if horizon == float("inf") else horizon - now)
 
     def result(self, future: Future) -> Receipt:
         """The receipt, or the failure."""
@@ -253,9 +252,6 @@ class Engine:
         lives = [role.life for role in self._roles.values()]
         self._roles.clear()
         self._close_roles([life for life in lives if life.cause is None])
-        left = processes.wait_until_gone([life.home.process for life in lives if life.home is not None], _CLOSE_SECONDS)
-        for process in left:
-            processes.end(process)
         if self._cluster is not None:
             self._cluster.close()
             self._cluster = None
@@ -278,7 +274,8 @@ class Engine:
         life = Life(name, incarnation, actor, time.monotonic())
         order = Order(name, incarnation, packed, self._log_folder, self._num_threads)
         self._listen(actor.place.remote(), self._on_placed, life)
-        self._listen(actor.build.remote(order), self._on_built, life)
+        life.building = actor.build.remote(order)
+        self._listen(life.building, self._on_built, life)
         self._deadlines.watch(life)
         return life
 
@@ -286,11 +283,12 @@ class Engine:
         if isinstance(home, Home):
             life.home, life.clock = home, at
             if life.cause is not None:  # ended before it could say where it is
-                processes.end(home.process)
+                end(home.process)
 
     def _on_built(self, life: Life, nothing: object, error: BaseException | None, at: float) -> None:
         if error is None:
             life.is_built, life.clock = True, at
+            self._deadlines.watch(life)
         else:
             self._lose(life, cause_of_death(error))
 
@@ -316,7 +314,7 @@ class Engine:
             closing.append(life.actor.close.remote())
         if closing:
             ray.wait(closing, num_returns=len(closing), timeout=_CLOSE_SECONDS)
-        self._take_all()  # among them may be where a role lives that was spawned a moment ago
+        self._take_arrivals()  # among them may be where a role lives that was spawned a moment ago
         for life in lives:
             self._lose(life, "killed")
 
@@ -347,7 +345,7 @@ class Engine:
             life.clock = time.monotonic()
         life.calls[call.number] = call
         self._deadlines.watch(life)
-        self._listen(call.refs[0], self._on_answer, call)
+        self._listen(call.refs[-1], self._on_answer, call)
 
     def _listen(
         self, ref: Any, handle: Callable[[Any, Any, BaseException | None, float], None], subject: object
@@ -361,13 +359,13 @@ class Engine:
 
         ref.future().add_done_callback(arrive)
 
-    def _take_all(self) -> None:
-        while not self._arrivals.empty():
-            self._take(self._arrivals.get())
-
-    def _take(self, arrival: _Arrival) -> None:
-        handle, subject, value, error, at = arrival
-        handle(subject, value, error, at)
+    def _take_arrivals(self, seconds: float | None = 0.0) -> None:
+        """All that is there; where there is nothing, wait for the first one."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                handle, subject, value, error, at = self._arrivals.get(timeout=seconds)
+                handle(subject, value, error, at)
+                seconds = 0.0
 
     def _on_answer(self, call: Call, answer: object, error: BaseException | None, at: float) -> None:
         life, future = call.life, call.future
@@ -380,7 +378,7 @@ class Engine:
         life.clock = at
         if isinstance(answer, Answer):
             if answer.receipt is not None:
-                future.receipt, future.payload = answer.receipt, list(call.refs[1:])
+                future.receipt, future.payload = answer.receipt, list(call.refs[:-1])
             self._settle(call, call_failed(future, answer.raised) if answer.raised is not None else None)
         else:
             self._settle(call, failure_of_task(call, error))

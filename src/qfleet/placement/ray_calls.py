@@ -33,7 +33,8 @@ class Life:
         cause: of its death, None while it lives.
         calls: under way, oldest first, by number.
         dropped_groups: numbers of groups that it is to forget, to travel with its next all_reduce.
-        is_watched: whether it has a deadline in the engine's heap.
+        entry: when the engine looks at it next, None if never.
+        building: Ray's reference to the end of its building.
     """
 
     name: str
@@ -45,7 +46,8 @@ class Life:
     cause: str | None = None
     calls: dict[int, Call] = field(default_factory=dict)
     dropped_groups: list[int] = field(default_factory=list)
-    is_watched: bool = False
+    entry: float | None = None
+    building: Any = None
     _methods: dict[tuple[str, int], Any] = field(default_factory=dict)
 
     def method(self, name: str, num_returns: int) -> Any:
@@ -121,7 +123,7 @@ class Meeting:
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """A call under way: Ray's references to its answer and its payload's pieces, and whose payloads it takes."""
+    """A call under way: Ray's references to its payload's pieces and its answer, and whose payloads it takes."""
 
     number: int
     future: Future
@@ -214,8 +216,10 @@ def failure_of_task(call: Call, error: BaseException | None) -> ValueLost | Call
     """A task that Ray could not run for want of an argument, or whose answer it could not store."""
     future = call.future
     if isinstance(error, (*DEATHS, ObjectLostError)):
-        if call.meeting is not None and not call.producers:
-            return ValueLost(call.meeting.group.lives[0].name)  # it was to open the store
+        dead = getattr(getattr(error, "cause", error), "actor_id", None)
+        for life in call.meeting.group.lives if call.meeting is not None else ():
+            if life.actor._actor_id.hex() == dead:  # it was to open the store, or to be built
+                return ValueLost(life.name)
         lost = getattr(getattr(error, "cause", error), "object_ref_hex", None)
         for source in call.producers:
             if isinstance(source.payload, list) and lost in [ref.hex() for ref in source.payload]:

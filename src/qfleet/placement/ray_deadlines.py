@@ -22,11 +22,10 @@ class Deadlines:
         self._numbers = itertools.count()
 
     def watch(self, life: Life) -> None:
-        """From now on; for a life that is watched already this does nothing."""
-        if not life.is_watched:
-            deadline = self._deadline(life, life.clock)
-            if deadline is not None:
-                self._push(deadline, life)
+        """Something new is asked of it, or it has come a step further. Costs nothing where it has an earlier entry."""
+        deadline = self._deadline(life, life.clock)
+        if deadline is not None and (life.entry is None or deadline < life.entry):
+            self._push(deadline, life)
 
     def next(self) -> float:
         """When to look again, infinity if there is nothing to look for."""
@@ -36,8 +35,10 @@ class Deadlines:
         """Those whose time is up; they are watched no more."""
         late = []
         while self._entries and self._entries[0][0] <= now:
-            _, _, life = heapq.heappop(self._entries)
-            life.is_watched = False
+            entry, _, life = heapq.heappop(self._entries)
+            if entry != life.entry:
+                continue  # an earlier one has taken its place
+            life.entry = None
             deadline = self._deadline(life, now)
             if deadline is not None and deadline > now:
                 self._push(deadline, life)
@@ -46,7 +47,7 @@ class Deadlines:
         return late
 
     def _push(self, deadline: float, life: Life) -> None:
-        life.is_watched = True
+        life.entry = deadline
         heapq.heappush(self._entries, (deadline, next(self._numbers), life))
 
     def _deadline(self, life: Life, now: float) -> float | None:
@@ -59,8 +60,11 @@ class Deadlines:
             return life.clock + self._placement_timeout + self._role_timeout
         meeting = next(iter(life.calls.values())).meeting
         start = life.clock
-        if meeting is not None and life is not meeting.group.lives[0]:
-            # Before the first member has opened the store, it is that one which is waited for.
-            opened_at = meeting.group.opened_at
-            start = max(start, now if opened_at is None else opened_at)
+        if meeting is not None:
+            group = meeting.group
+            if not all(member.is_built for member in group.lives):
+                return now + self._role_timeout  # the one that is still being built is watched itself
+            if life is not group.lives[0]:
+                # Before the first member has opened the store, it is that one which is waited for.
+                start = max(start, now if group.opened_at is None else group.opened_at)
         return start + self._role_timeout

@@ -75,13 +75,22 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """A member's place in a group. `seconds` is for the whole call; `dropped` are groups that are no more."""
+    """A member's place in a group.
+
+    Attributes:
+        group_id, rank, size: which group, which member, of how many.
+        seconds: for the whole call.
+        owns_gpus: see Group in collective.py.
+        num_awaited: how many of the values come only to say that another member is built.
+        dropped: groups that are no more.
+    """
 
     group_id: int
     rank: int
     size: int
     seconds: float
     owns_gpus: bool
+    num_awaited: int
     dropped: tuple[int, ...] = ()
 
 
@@ -112,13 +121,16 @@ class Host:
             self._failure = describe(error)
 
     def call(self, layout: tuple[int, ...], num_parts: int, method: str, *values: object) -> tuple[object, ...]:
-        """role.method(*values): the Answer, then the payload's pieces. See `arrange` for `layout`."""
+        """role.method(*values): the payload's pieces, then the Answer. See `arrange` for `layout`.
+
+        Ray stores them in this order, so that a piece which cannot be pickled leaves no Answer that says all is well.
+        """
         if self._failure is not None:
-            return (Answer(raised=self._failure), *[None] * num_parts)
+            return (*[None] * num_parts, Answer(raised=self._failure))
         try:
             return _split(getattr(self._role, method)(*arrange(layout, values)), num_parts)
         except Exception as error:
-            return (Answer(raised=describe(error)), *[None] * num_parts)
+            return (*[None] * num_parts, Answer(raised=describe(error)))
 
     def open_store(self) -> str:
         """Where the members of groups that this role is the first of find each other: "ip:port"."""
@@ -140,9 +152,9 @@ class Host:
             group = self._join(ticket, address)
             if self._failure is not None:
                 announce_failure(group, deadline)
-                return Answer(raised=self._failure), None
+                return None, Answer(raised=self._failure)
             try:
-                steps = getattr(self._role, method)(*arrange(layout, values))
+                steps = getattr(self._role, method)(*arrange(layout, values[ticket.num_awaited :]))
                 iter(steps)
             except Exception:
                 announce_failure(group, deadline)
@@ -151,9 +163,9 @@ class Host:
         except BrokenGroup:
             self._lost_groups.add(ticket.group_id)
             self._groups.pop(ticket.group_id, None)
-            return Answer(is_broken=True), None
+            return None, Answer(is_broken=True)
         except Exception as error:
-            return Answer(raised=describe(error)), None
+            return None, Answer(raised=describe(error))
 
     def close(self) -> None:
         """Let the role close what it holds."""
@@ -214,10 +226,10 @@ def _split(answer: object, num_parts: int) -> tuple[object, ...]:
         answer = Reply(answer if isinstance(answer, Receipt) else Receipt(), None)
     pieces = answer.payload
     if num_parts == 1:
-        return Answer(answer.receipt), pieces
+        return pieces, Answer(answer.receipt)
     if not (isinstance(pieces, Sequence) and len(pieces) == num_parts):
         raise ValueError(f"a payload in {num_parts} parts was asked for; this one is no sequence of that length")
-    return (Answer(answer.receipt), *pieces)
+    return (*pieces, Answer(answer.receipt))
 
 
 def _set_up_torch(num_threads: int | None) -> None:
