@@ -21,7 +21,16 @@ import typer
 
 import qfleet
 from qfleet.cli.main import app
-from qfleet.recipe import build_config, change_config, find_recipe, parse_override, recipe_for_env
+from qfleet.recipe import (
+    PLUGIN_SECTIONS,
+    build_config,
+    change_config,
+    find_recipe,
+    list_plugins,
+    load_plugin,
+    parse_override,
+    recipe_for_env,
+)
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(qfleet.__file__).parent
@@ -248,6 +257,9 @@ def all_fields() -> set[str]:
                 visit(value, f"{dotted}.")
 
     visit(change_config(build_config({}, []), []), "")
+    for section in PLUGIN_SECTIONS:
+        for plugin in list_plugins(section):
+            visit(load_plugin(section, plugin).Config(), f"{section}.")
     return names
 
 

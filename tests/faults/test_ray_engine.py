@@ -349,3 +349,20 @@ def test_nothing_is_left_of_a_ray_that_was_started_for_a_run(end: str) -> None:
     if end == "close":
         assert not Path(folder).exists()
         assert done.stderr == ""
+
+
+def test_without_ray_the_extra_is_named() -> None:
+    done = run(
+        """
+        import sys
+        sys.modules["ray"] = None
+        from qfleet.errors import MissingExtraError
+        from qfleet.recipe import build_config, list_plugins
+        assert "ray" in list_plugins("engine")
+        try:
+            build_config({}, [("env.id", "CartPole-v1"), ("engine", "ray")])
+        except MissingExtraError as error:
+            print(error)
+        """
+    )
+    assert "pip install 'qfleet[ray]'" in done.stdout, done.stderr
