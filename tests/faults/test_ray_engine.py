@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -349,6 +350,8 @@ def test_nothing_is_left_of_a_ray_that_was_started_for_a_run(end: str) -> None:
     if end == "close":
         assert not Path(folder).exists()
         assert done.stderr == ""
+    else:  # nobody is left to remove Ray's own logs
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_without_ray_the_extra_is_named() -> None:
