@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +67,30 @@ def experiment(tmp_path: Path) -> MakeExperiment:
         return Experiment.from_recipe(env_id, recipe="vector", run_dir=tmp_path / run_dir, env=env, overrides=changes)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def shared_ray() -> Iterator[None]:
+    """One Ray for the whole session: it takes seconds to start, and engines use the one that they find."""
+    cluster = pytest.importorskip("qfleet.placement.ray_cluster").Cluster(None)
+    yield
+    cluster.close()
+
+
+@pytest.fixture(autouse=True)
+def _ray_where_it_is_tested(request: pytest.FixtureRequest) -> Iterator[None]:
+    """For a test that has the parameter "ray", or asks for `shared_ray`."""
+    callspec = getattr(request.node, "callspec", None)
+    names = [getattr(value, "__name__", value) for value in callspec.params.values()] if callspec is not None else []
+    if not {"ray", "qfleet.engines.ray"} & {name for name in names if isinstance(name, str)}:
+        if "shared_ray" not in request.fixturenames:
+            yield
+            return
+    else:
+        request.getfixturevalue("shared_ray")
+    from ray import cloudpickle
+
+    module = sys.modules[request.module.__name__]  # no other process can import it
+    cloudpickle.register_pickle_by_value(module)
+    yield
+    cloudpickle.unregister_pickle_by_value(module)

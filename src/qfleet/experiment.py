@@ -23,7 +23,7 @@ import torch
 
 from qfleet.checkpoint import CheckpointStore, Manifest
 from qfleet.curve import draw_learning_curve
-from qfleet.engines.base import Engine
+from qfleet.engines.base import Engine, HostingEngine
 from qfleet.envs.make import probe_spec
 from qfleet.envs.source import EnvFactory
 from qfleet.errors import CheckpointError, QfleetError, UsageError
@@ -174,7 +174,7 @@ class Experiment:
         spec = self.spec
         device = choose_device(self.config.device, spec)
         blueprint = self._blueprint(spec, device)
-        engine = load_engine(self.config)
+        engine = load_engine(self.config, self.run_dir)
         self.check_run_dir()
         existed = self.run_dir.exists()
         self._warn_of_short_episodes(spec)
@@ -376,7 +376,12 @@ def default_run_dir(config: RunConfig) -> Path:
     return path
 
 
-def load_engine(config: RunConfig) -> Engine:
-    """The engine that the configuration names."""
+def load_engine(config: RunConfig, run_dir: Path) -> Engine:
+    """The engine that the configuration names; processes of its own log into the run directory, a file for each life.
+
+    Many processes share the cores already, so "auto" gives each of them one thread.
+    """
     engine: Engine = load_plugin("engine", config.engine.name).Engine(config.engine, config.seed)
+    if isinstance(engine, HostingEngine):
+        engine.set_up_hosts(run_dir / "logs", 1 if config.num_threads == "auto" else config.num_threads)
     return engine

@@ -20,7 +20,8 @@ FLOORS = {
     **dict.fromkeys(["networks", "envs", "replay"], 2.0),
     "algos": 3.0,
     "roles": 4.0,
-    "engines": ENGINES,
+    # What an engine is built from may know the protocol, and no more of learning than an engine does.
+    **dict.fromkeys(["engines", "placement"], ENGINES),
     "strategies": STRATEGIES,
     **dict.fromkeys(
         [

@@ -10,7 +10,8 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 
@@ -273,3 +274,11 @@ def average(tensors: Sequence[torch.Tensor], num_members: int) -> None:
     mean /= num_members
     for tensor in tensors:
         tensor.copy_(mean)
+
+
+@runtime_checkable
+class HostingEngine(Protocol):
+    """An engine whose roles live in processes of their own."""
+
+    def set_up_hosts(self, log_folder: Path, num_threads: int) -> None:
+        """Before the first spawn: where each process writes its output, and torch's threads in each of them."""

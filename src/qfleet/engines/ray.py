@@ -1,0 +1,399 @@
+"""Ray: every role in a process of its own, on this machine or a cluster. Values pass between roles by reference.
+
+    waits for                       unblocked by
+    wait()                          an answer (Ray's callbacks put them into one queue), a deadline, its own timeout
+    a role's call                   the role's calls before it; Ray brings its arguments
+    a group's members               see placement/collective.py
+    stop(), close()                 the role's `close`, or `_CLOSE_SECONDS`, after which it is killed
+
+Ray restarts and repeats nothing here. A role that does not answer within `role_timeout` is dead to this engine, and
+is killed to make that true.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import queue
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+try:
+    import ray
+except ImportError as error:
+    from qfleet.errors import MissingExtraError
+
+    raise MissingExtraError("engine = ray needs Ray, which is not installed: pip install 'qfleet[ray]'") from error
+
+from pydantic import Field
+from ray import cloudpickle
+
+from qfleet.config import PositiveFloat, PositiveInt
+from qfleet.engines.base import EngineConfig, Future, Placement, RoleRef
+from qfleet.errors import QfleetError, RoleDied, ValueLost
+from qfleet.placement.lanes import Lanes
+from qfleet.placement.processes import end
+from qfleet.placement.ray_calls import (
+    DEATHS,
+    Call,
+    Life,
+    Meeting,
+    call_failed,
+    cause_of_death,
+    check_arguments,
+    check_group,
+    failure_of_task,
+    lay_out,
+    why_hopeless,
+)
+from qfleet.placement.ray_cluster import Cluster
+from qfleet.placement.ray_deadlines import Deadlines
+from qfleet.placement.ray_groups import Groups
+from qfleet.placement.ray_host import Answer, Home, Host, Order, Ticket
+from qfleet.types import Receipt
+
+ANYWHERE = Placement()
+_CLOSE_SECONDS = 5.0
+# Of role_timeout, what the members of a group wait for each other: they come back before they could be taken for dead.
+_GROUP_SHARE = 0.75
+
+
+class Config(EngineConfig):
+    """The [engine] section of the ray engine.
+
+    Attributes:
+        address: "auto", "ip:port" or "ray://ip:port" of a cluster; not set: a Ray of this machine, for this run alone
+        role_timeout: seconds without an answer after which a role is taken for dead and killed
+        placement_timeout: seconds after which a role that finds no place ends the run
+        num_cpus_local: CPUs that a Ray started here has to give; not set: roles share the machine's freely
+        object_store_memory: bytes of shared memory for a Ray started here; not set: half of what is free, at most 1 GiB
+        working_dir: a folder of your own code that travels to the cluster and is where roles run
+        py_modules: packages of your own code that travel to the cluster, as paths
+        namespace: Ray's namespace; not set: one of its own
+    """
+
+    name: str = "ray"
+    address: str | None = None
+    role_timeout: PositiveFloat = 120.0
+    placement_timeout: PositiveFloat = 60.0
+    num_cpus_local: PositiveInt | None = None
+    object_store_memory: int | None = Field(default=None, ge=80 << 20)
+    working_dir: str | None = None
+    py_modules: tuple[str, ...] = ()
+    namespace: str | None = None
+
+
+@dataclass(slots=True)
+class _Role:
+    packed: bytes
+    placement: Placement
+    life: Life
+
+
+Handle = Callable[[Any, Any, BaseException | None, float], None]
+_Arrival = tuple[Handle, object, object, BaseException | None, float]
+
+
+class Engine:
+    """Places roles as Ray actors.
+
+    Args:
+        config: the [engine] section.
+        seed: not needed: the order of things is that of time.
+    """
+
+    is_concurrent = True
+
+    def __init__(self, config: Config, seed: int) -> None:
+        self.config = config
+        self._cluster: Cluster | None = None
+        self._roles: dict[str, _Role] = {}
+        self._lanes = Lanes()
+        self._arrivals: queue.SimpleQueue[_Arrival] = queue.SimpleQueue()
+        self._deadlines = Deadlines(config.role_timeout, config.placement_timeout)
+        self._numbers = itertools.count()
+        self._groups = Groups(self._listen)
+        self._log_folder: str | None = None
+        self._num_threads: int | None = None
+
+    def set_up_hosts(self, log_folder: Path, num_threads: int) -> None:
+        """Where each role's process writes its output, and how many threads torch has there."""
+        self._log_folder, self._num_threads = str(log_folder.absolute()), num_threads
+
+    def spawn(self, name: str, build: Callable[..., object], *args: object, placement: Placement = ANYWHERE) -> RoleRef:
+        """Ask Ray for a process; it builds the role when it is there."""
+        if name in self._roles:
+            raise ValueError(f"role {name} exists already")
+        packed = cloudpickle.dumps((build, args))
+        self._roles[name] = _Role(packed, placement, self._give_life(name, 0, packed, placement))
+        return RoleRef(name)
+
+    def submit(self, role: RoleRef, method: str, *args: object, lane: str = "training", num_parts: int = 1) -> Future:
+        """Send the call; Ray brings the payloads among its arguments straight from where they are."""
+        check_arguments(role, method, args)
+        future, life = self._open(role, method, lane, num_parts)
+        error = why_hopeless(future, life, args)
+        if error is not None or life is None:
+            self._lanes.complete(future, error)
+            return future
+        layout, values, producers = lay_out(args)
+        refs = life.method("call", 1 + num_parts).remote(layout, num_parts, method, *values)
+        self._watch_call(Call(next(self._numbers), future, life, refs, producers))
+        return future
+
+    def all_reduce(
+        self, group: Sequence[RoleRef], method: str, args: Sequence[tuple[object, ...]], lane: str = "training"
+    ) -> list[Future]:
+        """Send a call to each member; they meet and average among themselves, see placement/collective.py."""
+        check_group(group, method, args)
+        opened = [self._open(role, method, lane, 1) for role in group]
+        futures = [future for future, _ in opened]
+        lives = tuple(life for _, life in opened if life is not None)
+        errors = [why_hopeless(future, life, own) for (future, life), own in zip(opened, args, strict=True)]
+        culprit = next((role.name for role, error in zip(group, errors, strict=True) if error is not None), None)
+        if culprit is not None:
+            for future, error in zip(futures, errors, strict=True):
+                self._lanes.complete(future, error or ValueLost(culprit))
+            return futures
+        owns_gpus = all(self._roles[role.name].placement.num_gpus >= 1 for role in group)
+        shared = self._groups.of(lives)
+        meeting = Meeting(shared, len(lives))
+        awaited = [life.building for life in lives if not life.is_built]  # nobody's time runs while one is being built
+        for rank, (future, life, own) in enumerate(zip(futures, lives, args, strict=True)):
+            layout, values, producers = lay_out(own)
+            seconds = _GROUP_SHARE * self.config.role_timeout
+            dropped, life.dropped_groups = tuple(life.dropped_groups), []
+            ticket = Ticket(shared.number, rank, len(lives), seconds, owns_gpus, len(awaited), dropped)
+            refs = life.method("reduce", 2).remote(ticket, shared.address_ref, layout, method, *awaited, *values)
+            self._watch_call(Call(next(self._numbers), future, life, refs, producers, meeting))
+        return futures
+
+    def wait(self, timeout: float | None = None, lane: str = "training") -> Future | None:
+        """The next completed call of the lane, from Ray's callbacks; each costs the same however many are under way."""
+        mine = self._lanes.of(lane)
+        last = float("inf") if timeout is None else time.monotonic() + timeout
+        while True:
+            self._take_arrivals()
+            if mine.done:
+                return mine.done.popleft()
+            if not mine.num_open:
+                return None
+            now = time.monotonic()
+            for life in self._deadlines.missed(now):
+                self._give_up(life)
+            if mine.done:
+                continue
+            if now >= last:
+                return None
+            horizon = min(last, self._deadlines.next())
+            self._take_arrivals(None if horizon == float("inf") else horizon - now)
+
+    def result(self, future: Future) -> Receipt:
+        """The receipt, or the failure."""
+        if future.error is not None:
+            raise future.error
+        if future.receipt is None:
+            raise ValueError(f"{future.role.name}.{future.method} has not completed")
+        return future.receipt
+
+    def payload(self, future: Future) -> object:
+        """Fetch the payload; arrays in it are read-only views of shared memory. In parts, it is a list."""
+        self.result(future)
+        assert isinstance(future.payload, list)
+        try:
+            pieces = ray.get(future.payload, timeout=self.config.role_timeout)
+        except (ray.exceptions.ObjectLostError, ray.exceptions.GetTimeoutError, *DEATHS) as error:
+            raise ValueLost(future.role.name) from error
+        return pieces if future.num_parts > 1 else pieces[0]
+
+    def stop(self, role: RoleRef) -> None:
+        """Let the role close, then end its process; its unfinished calls are dropped."""
+        known = self._roles.pop(role.name, None)
+        if known is not None and known.life.cause is None:
+            self._close_roles([known.life])
+
+    def kill(self, role: RoleRef) -> None:
+        """End the process; its unfinished calls come back as RoleDied."""
+        known = self._roles.get(role.name)
+        if known is not None:
+            self._lose(known.life, "killed")
+
+    def respawn(self, role: RoleRef) -> None:
+        """A new process, which builds the role anew."""
+        self.kill(role)
+        known = self._roles[role.name]
+        known.life = self._give_life(role.name, known.life.incarnation + 1, known.packed, known.placement)
+
+    def incarnation(self, role: RoleRef) -> int:
+        """How often the role was respawned."""
+        known = self._roles.get(role.name)
+        return known.life.incarnation if known is not None else 0
+
+    def room_for(self, placement: Placement) -> int:
+        """By what the nodes have left. A Ray that was started here refuses none for want of a CPU."""
+        return self._joined().room_for(placement)
+
+    def now(self) -> float:
+        """Seconds of a clock that never goes back."""
+        return time.monotonic()
+
+    def state_dict(self) -> dict[str, object]:
+        """Nothing: time orders things here."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Nothing to continue."""
+
+    def close(self) -> None:
+        """Let all roles close, end their processes, and the Ray that was started for them."""
+        lives = [role.life for role in self._roles.values()]
+        self._roles.clear()
+        self._close_roles([life for life in lives if life.cause is None])
+        if self._cluster is not None:
+            self._cluster.close()
+            self._cluster = None
+
+    # Lives
+
+    def _joined(self) -> Cluster:
+        if self._cluster is None:
+            config = self.config
+            travels = {"working_dir": config.working_dir, "py_modules": list(config.py_modules)}
+            runtime_env: dict[str, object] = {key: value for key, value in travels.items() if value}
+            self._cluster = Cluster(
+                config.address, config.num_cpus_local, config.object_store_memory, runtime_env, config.namespace
+            )
+        return self._cluster
+
+    def _give_life(self, name: str, incarnation: int, packed: bytes, placement: Placement) -> Life:
+        options = self._joined().options(placement)
+        actor = ray.remote(Host).options(**options).remote()
+        life = Life(name, incarnation, actor, time.monotonic())
+        order = Order(name, incarnation, packed, self._log_folder, self._num_threads)
+        self._listen(actor.place.remote(), self._on_placed, life)
+        life.building = actor.build.remote(order)
+        self._listen(life.building, self._on_built, life)
+        self._deadlines.watch(life)
+        return life
+
+    def _on_placed(self, life: Life, home: object, error: BaseException | None, at: float) -> None:
+        if isinstance(home, Home):
+            life.home, life.clock = home, at
+            if life.cause is not None:  # ended before it could say where it is
+                end(home.process)
+
+    def _on_built(self, life: Life, nothing: object, error: BaseException | None, at: float) -> None:
+        if error is None:
+            life.is_built, life.clock = True, at
+            self._deadlines.watch(life)
+        else:
+            self._lose(life, cause_of_death(error))
+
+    def _lose(self, life: Life, cause: str) -> None:
+        """It is dead from now on, and so is its process."""
+        if life.cause is not None:
+            return
+        life.end(cause)
+        self._groups.lose(life)
+        calls, life.calls = list(life.calls.values()), {}
+        for call in calls:
+            self._settle(call, RoleDied(life.name, life.incarnation, cause))
+
+    def _close_roles(self, lives: list[Life]) -> None:
+        """Drop their calls, let them close themselves, end them."""
+        closing = []
+        for life in lives:
+            for call in life.calls.values():
+                self._lanes.of(call.future.lane).num_open -= 1
+                if call.meeting is not None:
+                    self._blame(call.meeting, life.name)
+            life.calls = {}
+            closing.append(life.actor.close.remote())
+        if closing:
+            ray.wait(closing, num_returns=len(closing), timeout=_CLOSE_SECONDS)
+        self._take_arrivals()  # among them may be where a role lives that was spawned a moment ago
+        for life in lives:
+            self._lose(life, "killed")
+
+    def _give_up(self, life: Life) -> None:
+        """Its time is up. Where it found no place at the start that ends the run, later it is a death like others."""
+        if life.home is not None:
+            self._lose(life, "timeout")
+            return
+        why = self._joined().why_no_room(self._roles[life.name].placement)
+        self._lose(life, "no room")
+        if life.incarnation == 0:
+            raise QfleetError(
+                f"role {life.name} found no place in {self.config.placement_timeout:g} s: it {why}; ask for less, or "
+                "give a cluster that grows more time with --set engine.placement_timeout"
+            )
+
+    # Calls
+
+    def _open(self, role: RoleRef, method: str, lane: str, num_parts: int) -> tuple[Future, Life | None]:
+        known = self._roles.get(role.name)
+        life = known.life if known is not None else None
+        self._lanes.of(lane).num_open += 1
+        return Future(role, method, lane, life.incarnation if life is not None else 0, num_parts), life
+
+    def _watch_call(self, call: Call) -> None:
+        life = call.life
+        if not life.calls and life.is_built:
+            life.clock = time.monotonic()
+        life.calls[call.number] = call
+        self._deadlines.watch(life)
+        self._listen(call.refs[-1], self._on_answer, call)
+
+    def _listen(
+        self, ref: Any, handle: Callable[[Any, Any, BaseException | None, float], None], subject: object
+    ) -> None:
+        """Have what becomes of a reference handed to `handle` in a later wait()."""
+        arrivals = self._arrivals
+
+        def arrive(done: Any) -> None:  # in one of Ray's threads
+            error = done.exception()
+            arrivals.put((handle, subject, None if error is not None else done.result(), error, time.monotonic()))
+
+        ref.future().add_done_callback(arrive)
+
+    def _take_arrivals(self, seconds: float | None = 0.0) -> None:
+        """All that is there; where there is nothing, wait for the first one."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                handle, subject, value, error, at = self._arrivals.get(timeout=seconds)
+                handle(subject, value, error, at)
+                seconds = 0.0
+
+    def _on_answer(self, call: Call, answer: object, error: BaseException | None, at: float) -> None:
+        life, future = call.life, call.future
+        if call.number not in life.calls:
+            return  # of a dead role, or dropped
+        if error is not None and not isinstance(error, ray.exceptions.RayTaskError) and isinstance(error, DEATHS):
+            self._lose(life, cause_of_death(error))
+            return
+        del life.calls[call.number]
+        life.clock = at
+        if isinstance(answer, Answer):
+            if answer.receipt is not None:
+                future.receipt, future.payload = answer.receipt, list(call.refs[:-1])
+            self._settle(call, call_failed(future, answer.raised) if answer.raised is not None else None)
+        else:
+            self._settle(call, failure_of_task(call, error))
+
+    def _settle(self, call: Call, error: Exception | None) -> None:
+        """Complete a call; one whose group broke waits until it is known by whom."""
+        if call.meeting is None:
+            self._lanes.complete(call.future, error)
+            return
+        for future, its_error in call.meeting.settle(call.future, error):
+            self._lanes.complete(future, its_error)
+        if call.meeting.culprit is not None:
+            self._groups.forget(call.meeting.group)
+
+    def _blame(self, meeting: Meeting, name: str) -> None:
+        for future, error in meeting.blame(name):
+            self._lanes.complete(future, error)
+        self._groups.forget(meeting.group)

@@ -1,0 +1,243 @@
+"""The Ray that roles are placed on: started here, joined by its address, or found running in this process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Protocol
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from qfleet.errors import UsageError
+from qfleet.version import __version__
+
+ANY_NUMBER = 1 << 30
+# A Ray of one machine with this resource is not asked for CPUs: the operating system shares them out.
+SHARES_CPUS = "shares_cpus"
+_GIB = 1 << 30
+_MIN_STORE = 80 << 20  # Ray starts with no less
+_GRACE_SECONDS = 60.0
+
+
+class Request(Protocol):
+    """What a role asks for; see Placement in engines/base.py."""
+
+    @property
+    def num_cpus(self) -> float: ...
+    @property
+    def num_gpus(self) -> float: ...
+    @property
+    def custom(self) -> Mapping[str, float]: ...
+    @property
+    def near(self) -> Literal["pack", "spread"]: ...
+
+
+class Cluster:
+    """A connection to Ray, and what it has room for.
+
+    Args:
+        address: None starts a Ray of this machine; "auto", "ip:port" or "ray://ip:port" joins one. A Ray that this
+            process is connected to already is used as it is, and left running.
+        num_cpus: CPUs that a Ray started here has to give. None: roles there share the machine's as they do without
+            Ray, and none is refused for want of a CPU.
+        object_store_memory: bytes, for a Ray started here; None takes at most 1 GiB.
+        runtime_env: Ray's description of the code that travels with the run.
+        namespace: Ray's, None for one of its own.
+
+    Raises:
+        UsageError: there is no cluster at this address, or it is of another Python, Ray, torch or qfleet.
+    """
+
+    def __init__(
+        self,
+        address: str | None,
+        num_cpus: int | None = None,
+        object_store_memory: int | None = None,
+        runtime_env: dict[str, object] | None = None,
+        namespace: str | None = None,
+    ) -> None:
+        self._folder: str | None = None
+        self._pack_node: str | None = None
+        self.is_ours = not ray.is_initialized()
+        if self.is_ours:
+            self._connect(address, num_cpus, object_store_memory, runtime_env, namespace)
+        self._counts_cpus = SHARES_CPUS not in ray.cluster_resources()
+
+    def _connect(
+        self,
+        address: str | None,
+        num_cpus: int | None,
+        object_store_memory: int | None,
+        runtime_env: dict[str, object] | None,
+        namespace: str | None,
+    ) -> None:
+        os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # a lost payload that nobody asks for is no error
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        common: dict[str, object] = {
+            "runtime_env": runtime_env,
+            "namespace": namespace,
+            "log_to_driver": False,
+            "logging_level": logging.ERROR,
+        }
+        _quieten()
+        if address is None:
+            self._start(num_cpus, object_store_memory, common)
+        else:
+            self._join(address, common)
+
+    def _start(self, num_cpus: int | None, object_store_memory: int | None, common: dict[str, object]) -> None:
+        # With no mode given, ray.init of a local Ray makes a token and asks every connection for it.
+        os.environ.pop("RAY_AUTH_MODE", None)
+        self._folder = tempfile.mkdtemp(prefix="qfleet-ray-")
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            num_cpus=num_cpus,
+            resources={SHARES_CPUS: 1} if num_cpus is None else {},
+            object_store_memory=object_store_memory or default_store_memory(),
+            _temp_dir=self._folder,
+            **common,
+        )
+
+    def _join(self, address: str, common: dict[str, object]) -> None:
+        try:
+            ray.init(address=address, **common)
+        except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+            line = " ".join(str(error).split())
+            raise UsageError(f"engine.address = {address!r}: {line}") from error
+        try:
+            check_versions(address, versions(), self._versions_of_nodes())
+        except BaseException:
+            ray.shutdown()
+            raise
+
+    def _versions_of_nodes(self) -> dict[str, dict[str, str]]:
+        """What each node runs, by its address."""
+        ask = ray.remote(num_cpus=0, max_retries=0)(versions)
+        asked = {
+            str(node["NodeManagerAddress"]): ask.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            ).remote()
+            for node in ray.nodes()
+            if node["Alive"]
+        }
+        try:
+            return dict(zip(asked, ray.get(list(asked.values()), timeout=_GRACE_SECONDS), strict=True))
+        except ray.exceptions.RayError as error:
+            line = str(error).strip().splitlines()[-1]
+            raise UsageError(
+                f"the cluster's nodes cannot say what they run: {line}; is qfleet installed there?"
+            ) from error
+
+    def options(self, request: Request) -> dict[str, object]:
+        """Ray's actor options for a role: what it takes of a machine, and of which one."""
+        return {
+            "num_cpus": request.num_cpus if self._counts_cpus else 0,
+            "num_gpus": request.num_gpus,
+            "resources": dict(request.custom),
+            "scheduling_strategy": "SPREAD" if request.near == "spread" else self._beside_the_packed(request),
+            "max_restarts": 0,
+            "max_task_retries": 0,
+        }
+
+    def _beside_the_packed(self, request: Request) -> object:
+        """On the node of the first packed role; that one takes this process's node if it fits, else the emptiest."""
+        nodes = {str(node["NodeID"]) for node in ray.nodes() if node["Alive"]}
+        if self._pack_node not in nodes:
+            free = self._free()
+            fitting = [node for node, resources in free.items() if node in nodes and self._fits(request, resources)]
+            here = ray.get_runtime_context().get_node_id()
+            fitting.sort(key=lambda node: (node != here, -free[node].get("CPU", 0.0)))
+            self._pack_node = fitting[0] if fitting else None
+        if self._pack_node is None:
+            return "DEFAULT"
+        return NodeAffinitySchedulingStrategy(self._pack_node, soft=True)
+
+    def room_for(self, request: Request) -> int:
+        """How many more such roles fit, each whole on one node."""
+        wanted = self._wanted(request)
+        if not wanted:
+            return ANY_NUMBER
+        return sum(
+            min(int((resources.get(name, 0.0) + 1e-9) / amount) for name, amount in wanted.items())
+            for resources in self._free().values()
+        )
+
+    def why_no_room(self, request: Request) -> str:
+        """One line: what was asked, and what there is."""
+        asked = ", ".join(f"{amount:g} {name}" for name, amount in self._wanted(request).items()) or "a process"
+        has, free = ray.cluster_resources(), ray.available_resources()
+        names = [name for name in sorted({*has, *self._wanted(request)}) if _is_told(name)]
+        there = ", ".join(f"{has.get(name, 0):g} {name} ({free.get(name, 0):g} free)" for name in names)
+        return f"asks for {asked}, and the cluster has {there}"
+
+    def _wanted(self, request: Request) -> dict[str, float]:
+        amounts = {"CPU": request.num_cpus if self._counts_cpus else 0.0, "GPU": request.num_gpus, **request.custom}
+        return {name: amount for name, amount in amounts.items() if amount > 0}
+
+    def _fits(self, request: Request, resources: Mapping[str, float]) -> bool:
+        return all(resources.get(name, 0.0) + 1e-9 >= amount for name, amount in self._wanted(request).items())
+
+    def _free(self) -> dict[str, dict[str, float]]:
+        """What each node has left, by node id."""
+        free: dict[str, dict[str, float]] = ray._private.state.available_resources_per_node()
+        return free
+
+    def close(self) -> None:
+        """Leave; a Ray that was started here ends, with its processes, its shared memory and its folder."""
+        if not self.is_ours:
+            return
+        ray.shutdown()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def versions() -> dict[str, str]:
+    """What must be the same everywhere for pickled roles and networks to be; torch without its "+cpu"."""
+    from importlib.metadata import version
+
+    return {
+        "Python": platform.python_version(),
+        "torch": version("torch").partition("+")[0],
+        "qfleet": __version__,
+    }
+
+
+def check_versions(address: str, here: Mapping[str, str], nodes: Mapping[str, Mapping[str, str]]) -> None:
+    """Compare.
+
+    Raises:
+        UsageError: a node differs; the line names what, both versions and the node.
+    """
+    for node, there in nodes.items():
+        for name, version in here.items():
+            if there.get(name) != version:
+                raise UsageError(
+                    f"engine.address = {address!r}: node {node} runs {name} {there.get(name)}, this process {version}; "
+                    f"install the same version"
+                )
+
+
+def default_store_memory() -> int:
+    """Bytes of shared memory for the object store of a local Ray: half of what /dev/shm has free, at most 1 GiB."""
+    shared = Path("/dev/shm")
+    free = shutil.disk_usage(shared).free if shared.is_dir() else _GIB
+    return max(_MIN_STORE, min(_GIB, free // 2))
+
+
+def _is_told(name: str) -> bool:
+    return not name.startswith(("node:", "accelerator_type:")) and "memory" not in name and name != SHARES_CPUS
+
+
+def _quieten() -> None:
+    """Ray prints a raylet's notices to stdout, which belongs to the run; deaths are told by RoleDied."""
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    worker = ray._private.worker
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = lambda data, ignore_prefix=True: None
