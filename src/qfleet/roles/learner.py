@@ -59,14 +59,22 @@ class Learner:
         """
         priority = self.gradient(sample)
         self.apply(self.gradient_norm)
+        self.check_parameters(sample)
+        return priority
+
+    def check_parameters(self, sample: Sample) -> None:
+        """Raises DivergenceError where the update from `sample` has left a parameter NaN or infinite."""
         if not math.isfinite(float(self.online.vector.sum())):
             raise DivergenceError(
                 describe_divergence(self.version, self.loss, self.gradient_norm, sample, "a parameter")
             )
-        return priority
 
-    def gradient(self, sample: Sample) -> FloatArray:
+    def gradient(self, sample: Sample, smallest_probability: float | None = None) -> FloatArray:
         """Fill the gradient vector from a sample, not clipped yet; returns |TD error|, float32 [B].
+
+        Args:
+            sample: a batch, or one learner's part of it.
+            smallest_probability: of the whole batch, where the sample is a part; for the importance weights.
 
         Raises:
             DivergenceError: loss or gradient is NaN or infinite.
@@ -79,7 +87,9 @@ class Learner:
         if self._observe is not None and self.online.buffers.numel():
             self._observe(batch.obs)
             self.target.buffers.copy_(self.online.buffers)
-        output = self.algorithm.backpropagate(self.online, self.target, batch, self._weights(sample))
+        output = self.algorithm.backpropagate(
+            self.online, self.target, batch, self._weights(sample, smallest_probability)
+        )
         self._check(output, vector, sample)
         return output.priority.cpu().numpy()
 
@@ -132,7 +142,7 @@ class Learner:
             )
         return snapshot
 
-    def _weights(self, sample: Sample) -> torch.Tensor | None:
+    def _weights(self, sample: Sample, smallest_probability: float | None) -> torch.Tensor | None:
         replay = self.replay_config
         if replay.sampler == "uniform":
             return None
@@ -142,7 +152,7 @@ class Learner:
             replay.importance_anneal_updates,
             self.version,
         )
-        weights = importance_weights(sample.probabilities, sample.num_transitions, exponent)
+        weights = importance_weights(sample.probabilities, sample.num_transitions, exponent, smallest_probability)
         return torch.from_numpy(weights).to(self._device)
 
     def _check(self, output: LossOutput, vector: torch.Tensor, sample: Sample) -> None:
