@@ -137,13 +137,13 @@ class SampleLearner:
         self.learner.load_state_dict({**state.arrays, "learner_noise": noise}, state.values)
         return Receipt(version=self.learner.version)
 
-    def restore(self, folder: str, files: list[SavedFile], with_target: ParamSlice, newest: ParamSlice) -> Receipt:
+    def restore(self, folder: str, files: list[SavedFile], *published: ParamSlice) -> Receipt:
         """Begin a new life at the newest publication; only the optimizer's moments may be older.
 
         Args:
             folder: the run's checkpoints folder.
-            files: a learner's newest checkpoint, for the moments; may be empty.
-            with_target, newest: publications; the first carries the target's vector, and may be the same.
+            files: a learner's newest checkpoint, for the moments, and for all where it is as new; may be empty.
+            published: the newest publication that carries the target's vector, and the newest; none before the first.
 
         Returns:
             A receipt whose "moments_age" says by how many updates the moments are behind.
@@ -153,11 +153,11 @@ class SampleLearner:
         if files:
             arrays, values = read_state(Path(folder), files[0])
             moments_version = int(str(values["version"]))
-            learner.optimizer.moments.copy_(torch.from_numpy(arrays["moments"].copy()))
-            learner.optimizer.num_steps.fill_(float(str(values["optimizer_steps"])))
-        learner.pull(with_target, newest)
-        for network in (learner.online, learner.target):
-            network.buffers.copy_(as_tensor(np.asarray(newest.buffers)))
+            self.adopt(LearnerState(arrays, values))
+        if published and published[-1].version > moments_version:
+            learner.pull(*published)
+            for network in (learner.online, learner.target):
+                network.buffers.copy_(as_tensor(np.asarray(published[-1].buffers)))
         age = learner.version - moments_version
         return Receipt(version=learner.version, metrics={"moments_age": float(age)})
 
