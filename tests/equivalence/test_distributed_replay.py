@@ -116,3 +116,117 @@ def test_the_replay_ratio_is_the_one_asked_for(experiment: MakeExperiment, ratio
     assert len(measured) > 100
     # In the middle of things, work under way is counted on neither side.
     assert np.median(measured) == pytest.approx(ratio, rel=0.05)
+
+
+MakeFleet = Callable[..., Any]
+BIG = FLEET | {"env.id": "CartPole-v1", "replay.capacity": 3000}
+
+
+def rewards_and_priorities(fleet: Any) -> list[tuple[float, ...]]:
+    """What identifies each row of all shards, with its leaf of the sum tree; sorted."""
+    rows = []
+    for ref in [name for name in fleet.engine._roles if name.startswith("shard-")]:
+        replay = fleet.role(ref).replay
+        keys = np.arange(replay.storage.first_live_key, replay.num_inserted)
+        transitions = replay.storage.gather(replay.storage.slots_of(keys))
+        leaves = replay.sampler_state().leaves
+        rows += [
+            (float(leaf), float(reward), *map(float, obs))
+            for leaf, reward, obs in zip(leaves, transitions.reward, transitions.obs, strict=True)
+        ]
+    return sorted(rows)
+
+
+@pytest.mark.parametrize(("num_workers", "num_shards", "num_learners"), [(5, 3, 2), (1, 1, 1), (3, 5, 3)])
+def test_a_checkpoint_goes_on_with_other_numbers(
+    fleet: MakeFleet, num_workers: int, num_shards: int, num_learners: int
+) -> None:
+    first = fleet(BIG)
+    first.until(lambda counters: counters.num_env_steps >= 400)
+    saved = first.drain("00000")
+    before, weights = rewards_and_priorities(first), first.until_snapshot()
+    changes = {"num_workers": num_workers, "num_shards": num_shards, "num_learners": num_learners}
+    second = fleet(BIG | {f"strategy.{name}": value for name, value in changes.items()}, saved)
+    counters = second.control.counters
+    assert (counters.num_updates, counters.num_inserted) == (saved[1].num_updates, saved[1].num_inserted)
+    taken = second.until_snapshot()
+    assert taken.version == weights.version
+    np.testing.assert_array_equal(taken.vector, weights.vector)
+    second.until(lambda counters: counters.num_env_steps >= 420)
+    after = rewards_and_priorities(second)
+    assert len(after) == second.control.counters.num_inserted
+    # Those of before are all there; a few were drawn again meanwhile and have new priorities.
+    assert {row[1:] for row in before} <= {row[1:] for row in after}
+    assert len(set(before) & set(after)) > 0.8 * len(before)
+    second.until(lambda counters: counters.num_updates >= saved[1].num_updates + 20)
+    assert second.control.tallies == {}
+
+
+@pytest.mark.parametrize("num_shards", [1, 3, 4, 7])
+def test_full_shards_lose_nothing_when_dealt_out_anew(fleet: MakeFleet, num_shards: int) -> None:
+    full = BIG | {"replay.capacity": 420, "strategy.num_shards": 2}  # two of 210
+    first = fleet(full)
+    first.until(lambda counters: counters.num_inserted >= 600)
+    saved = first.drain("00000")
+    before = rewards_and_priorities(first)
+    assert len(before) == 420
+    # With so few transitions allowed in, none is collected before the shards have been counted.
+    second = fleet(full | {"strategy.num_shards": num_shards}, saved)
+    second.until_snapshot()
+    sizes = [len(second.role(f"shard-{i}").replay) for i in range(num_shards)]
+    assert sum(sizes) == 420
+    assert max(sizes) - min(sizes) <= 1
+    assert {row[1:] for row in rewards_and_priorities(second)} == {row[1:] for row in before}
+
+
+def test_learners_stay_one_and_equal_one_on_the_whole_batch(fleet: MakeFleet) -> None:
+    two = fleet(BIG | {"strategy.num_learners": 2})
+    two.until(lambda counters: counters.num_updates >= 25)
+    two.until_snapshot()
+    one, other = (two.role(f"learner-{i}").learner for i in range(2))
+    assert one.version == other.version >= 25
+    for mine, theirs in (
+        (one.online.vector, other.online.vector),
+        (one.target.vector, other.target.vector),
+        (one.optimizer.moments, other.optimizer.moments),
+    ):
+        np.testing.assert_array_equal(mine.numpy(), theirs.numpy())
+    counters = two.control.counters
+    assert counters.num_samples == counters.num_updates * 2 * 16
+
+
+def test_actors_share_out_the_epsilons(fleet: MakeFleet) -> None:
+    made = fleet(BIG)
+    next(made.events)
+    actors = [made.role(f"actor-{i}").actor for i in range(3)]
+    epsilons = np.concatenate([actor.epsilon(made.control.counters.progress()) for actor in actors])
+    # Horgan et al. 2018: eps^(1 + 7 i / (N - 1)) over N = 3 actors x 2 environments.
+    np.testing.assert_allclose(epsilons, [0.4 ** (1 + 7 * i / 5) for i in range(6)])
+
+
+def test_lags_say_how_old_things_were(fleet: MakeFleet) -> None:
+    made = fleet(BIG)
+    events = made.until(lambda counters: counters.num_updates >= 40)
+    lags = [event.receipt.lags["policy_lag"] for event in events if isinstance(event, Rollout)]
+    ages = [event.receipt.lags["priority_age"] for event in events if isinstance(event, Update)]
+    assert all(len(lag) == 1 and lag[0] >= 0 for lag in lags)
+    assert all(len(age) == 1 and age[0] >= 1 for age in ages), "the update itself makes them one version old"
+    # Published every 3 updates, so that rollouts are behind; two batches drawn ahead and two calls at the learner.
+    assert 0 < max(lag[0] for lag in lags) <= 3 + 6
+    assert 1 < max(age[0] for age in ages) <= 2 + 2 + 1
+
+
+def test_actors_come_and_go(fleet: MakeFleet) -> None:
+    made = fleet(BIG)
+    made.until(lambda counters: counters.num_updates >= 5)
+    made.control.num_workers = 5
+    made.until(lambda counters: counters.num_updates >= 15)
+    assert [name for name in made.engine._roles if name.startswith("actor-")] == [f"actor-{i}" for i in range(5)]
+    made.control.num_workers = 1
+    events = made.until(lambda counters: counters.num_updates >= 30)
+    assert [name for name in made.engine._roles if name.startswith("actor-")] == ["actor-0"]
+    late = [event.role for event in events if isinstance(event, Rollout)][-5:]
+    assert late == ["actor-0"] * 5
+    saved = made.drain("00000")
+    again = fleet(BIG | {"strategy.num_workers": 1}, saved)
+    again.until(lambda counters: counters.num_updates >= 40)
