@@ -43,7 +43,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "uniform": {"replay.sampler": "uniform", "algo.exploration": "schedule"},
     "learners": {"strategy.num_learners": 2, "network.normalize_observations": True},
     "one-learner-normalized": {"network.normalize_observations": True},
-    "calls": {"strategy.updates_per_call": 3, "strategy.collect_steps": 4, "algo.target_update": "soft"},
+    "calls": {
+        "strategy.updates_per_call": 3,
+        "strategy.num_shards": 5,
+        "strategy.collect_steps": 4,
+        "algo.target_update": "soft",
+    },
     "noisy": {"algo.noisy": True, "algo.exploration": "none", "strategy.num_shards": 3},
 }
 # Script offers its state and is saved with it; CartPole does not, so that a checkpoint resets it.
@@ -87,7 +92,9 @@ def test_resumed_equals_uninterrupted(experiment: MakeExperiment, tmp_path: Path
 
 
 def test_a_seed_is_a_run_and_another_seed_another_one(experiment: MakeExperiment) -> None:
-    runs = [experiment("CartPole-v1", FLEET | {"seed": seed}, run_dir=f"r{i}").run() for i, seed in enumerate([1, 1, 2])]
+    runs = [
+        experiment("CartPole-v1", FLEET | {"seed": seed}, run_dir=f"r{i}").run() for i, seed in enumerate([1, 1, 2])
+    ]
     hashes = [run["parameters_sha256"] for run in runs]
     assert hashes[0] == hashes[1] != hashes[2]
 

@@ -41,12 +41,12 @@ class Draw:
     Attributes:
         shard: index of the shard.
         incarnation: which life of it; its keys mean nothing to another one.
-        samples: one a batch, of whatever size (0 too); probabilities are those within the shard.
+        samples: one a batch, None where the batch has nothing of this shard; probabilities are those within the shard.
     """
 
     shard: int
     incarnation: int
-    samples: list[Sample]
+    samples: list[Sample | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class ReplayShard:
             EmptyReplayError: nothing was inserted yet.
         """
         started = time.perf_counter()
-        samples = [self.replay.sample(count) for count in counts]
+        samples = [self.replay.sample(count) if count else None for count in counts]
         return Reply(self._receipt(started), Draw(self.index, self.incarnation, samples))
 
     def update_priorities(self, changes: list[NewPriorities]) -> Receipt:

@@ -21,7 +21,7 @@ from qfleet.roles.learner import Learner
 from qfleet.roles.replay_actor import join_transitions
 from qfleet.roles.replay_shard import Draw, NewPriorities
 from qfleet.roles.state_file import read_state, write_state
-from qfleet.types import FloatArray, ParamSlice, Receipt, Reply, Sample, SavedFile
+from qfleet.types import FloatArray, IntArray, ParamSlice, Receipt, Reply, Sample, SavedFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,10 +197,13 @@ def join_draws(draws: Sequence[Draw], shares: Sequence[float], index: int, num_t
 
     Keys are those of each draw's own shard.
     """
-    samples = [draw.samples[index] for draw in draws]
-    probabilities = [
-        global_probabilities(sample.probabilities, share) for sample, share in zip(samples, shares, strict=True)
+    parts = [
+        (sample, share)
+        for sample, share in ((draw.samples[index], share) for draw, share in zip(draws, shares, strict=True))
+        if sample is not None
     ]
+    samples = [sample for sample, _ in parts]
+    probabilities = [global_probabilities(sample.probabilities, share) for sample, share in parts]
     return Sample(
         keys=np.concatenate([sample.keys for sample in samples]),
         transitions=join_transitions([sample.transitions for sample in samples]),
@@ -211,19 +214,20 @@ def join_draws(draws: Sequence[Draw], shares: Sequence[float], index: int, num_t
 
 def split_priorities(draws: Sequence[Draw], priorities: Sequence[FloatArray]) -> list[NewPriorities]:
     """The priorities of joined batches, each for the shard that its transitions came from, in order of the batches."""
-    found: list[list[FloatArray]] = [[] for _ in draws]
+    keys: list[list[IntArray]] = [[] for _ in draws]
+    values: list[list[FloatArray]] = [[] for _ in draws]
     for index, batch in enumerate(priorities):
         start = 0
-        for part, draw in zip(found, draws, strict=True):
-            end = start + len(draw.samples[index].keys)
-            part.append(batch[start:end])
-            start = end
+        for place, draw in enumerate(draws):
+            sample = draw.samples[index]
+            if sample is not None:
+                end = start + len(sample.keys)
+                keys[place].append(sample.keys)
+                values[place].append(batch[start:end])
+                start = end
     return [
         NewPriorities(
-            draw.shard,
-            draw.incarnation,
-            np.concatenate([sample.keys for sample in draw.samples]),
-            np.concatenate(part).astype(np.float64),
+            draw.shard, draw.incarnation, np.concatenate(keys[place]), np.concatenate(values[place]).astype(np.float64)
         )
-        for draw, part in zip(draws, found, strict=True)
+        for place, draw in enumerate(draws)
     ]
