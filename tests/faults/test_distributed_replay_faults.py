@@ -1,0 +1,200 @@
+"""Roles of distributed replay die at seeded moments: nothing acknowledged is missing without being counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qfleet.errors import RestartsExhausted
+from qfleet.strategies.base import RoleRestarted, Rollout, Update
+
+MakeFleet = Callable[..., Any]
+FLEET: dict[str, Any] = {
+    "seed": 3,
+    "env.id": "CartPole-v1",
+    "strategy": "distributed_replay",
+    "strategy.num_workers": 3,
+    "strategy.num_shards": 2,
+    "strategy.publish_every": 5,
+    "strategy.max_restarts": 99,
+    "strategy.max_restarts_per_minute": 999,
+    "env.num_envs": 2,
+    "algo.n_step": 2,
+    "replay.sampler": "prioritized",
+    "replay.min_transitions": 30,
+    "replay.capacity": 20_000,  # nothing is overwritten, so every transition can be accounted for
+    "replay.samples_per_insert": 2.0,
+}
+BATCH = 16
+
+
+def rows(fleet: Any) -> int:
+    return sum(len(role.built.replay) for name, role in fleet.engine._roles.items() if name.startswith("shard-"))
+
+
+def check_the_books(fleet: Any, num_learners: int = 1) -> None:
+    """All is quiet: what the counters say is what the roles hold."""
+    counters, tallies, pace = fleet.control.counters, fleet.control.tallies, FLEET["replay.samples_per_insert"]
+    learners = [fleet.role(f"learner-{i}").learner for i in range(num_learners)]
+    assert {learner.version for learner in learners} == {counters.num_updates}
+    for learner in learners[1:]:
+        np.testing.assert_array_equal(learner.online.vector.numpy(), learners[0].online.vector.numpy())
+        np.testing.assert_array_equal(learner.target.vector.numpy(), learners[0].target.vector.numpy())
+        np.testing.assert_array_equal(learner.optimizer.moments.numpy(), learners[0].optimizer.moments.numpy())
+    assert counters.num_samples == counters.num_updates * BATCH * num_learners
+    assert rows(fleet) == counters.num_inserted - tallies.get("transitions_lost", 0)
+    budget = (counters.num_inserted - FLEET["replay.min_transitions"]) * pace
+    assert budget - 2 * BATCH * num_learners < counters.num_samples <= budget, "the pace is kept, neither side behind"
+
+
+def check_the_events(events: list[Any], fleet: Any) -> None:
+    """Versions never go back for anybody who acts on them, and the updates add up to the counter."""
+    newest: dict[str, int] = {}
+    for event in events:
+        if isinstance(event, Rollout):
+            assert event.receipt.version >= newest.get(event.role, 0)
+            newest[event.role] = event.receipt.version
+            assert event.receipt.lags["policy_lag"][0] >= 0
+    updates = [event.receipt for event in events if isinstance(event, Update)]
+    counters, tallies = fleet.control.counters, fleet.control.tallies
+    lost = tallies.get("updates_lost", 0)
+    assert sum(receipt.num_updates for receipt in updates) - lost == counters.num_updates
+    assert min(age for receipt in updates for age in receipt.lags.get("priority_age", [0])) >= 0
+
+
+CREWS = {
+    "actor": (["actor-1"], 1),
+    "shard": (["shard-0"], 1),
+    "learner": (["learner-0"], 1),
+    "one-of-two-learners": (["learner-1"], 2),
+    "leader-of-two": (["learner-0"], 2),
+    "both-learners": (["learner-0", "learner-1"], 2),
+    "one-of-each": (["actor-0", "shard-1", "learner-0"], 1),
+    "all": (["actor-0", "actor-1", "actor-2", "shard-0", "shard-1", "learner-0"], 1),
+}
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("crew", CREWS)
+def test_deaths_at_seeded_moments(fleet: MakeFleet, crew: str, seed: int) -> None:
+    names, num_learners = CREWS[crew]
+    made = fleet(FLEET | {"seed": seed, "strategy.num_learners": num_learners})
+    generator = np.random.default_rng([seed, len(crew)])
+    events: list[Any] = []
+    for checkpoint in range(3):
+        for _ in range(3):
+            events += [next(made.events) for _ in range(int(generator.integers(20, 90)))]
+            for name in names:
+                made.engine.kill(next(ref for ref in refs(made) if ref.name == name))
+        events += made.until(lambda counters, n=made.control.counters.num_updates: counters.num_updates >= n + 10)
+        made.control.snapshot_wanted = True
+        while made.control.snapshot_wanted:
+            events.append(next(made.events))
+        saved, counters = drain(made, f"{checkpoint:05d}", events)
+        check_the_books(made, num_learners)
+    check_the_events(events, made)
+    restarts = [event for event in events if isinstance(event, RoleRestarted)]
+    assert len(restarts) == made.control.tallies["restarts.killed"] == 9 * len(names)
+    assert {event.role for event in restarts} == set(names)
+    if crew == "learner":
+        assert 0 < made.control.tallies["updates_lost"] <= 9 * (5 + 2)
+        assert made.control.tallies["moments_age_updates"] > 0
+    if crew == "one-of-two-learners":
+        assert "updates_lost" not in made.control.tallies, "the other one knew"
+    if crew in ("shard", "all"):
+        assert made.control.tallies["transitions_lost"] > 0
+    if crew == "actor":
+        assert "transitions_lost" not in made.control.tallies, "a rollout that was never acknowledged is not lost"
+    # The checkpoint after all this is good for another run, which learns on.
+    again = fleet(FLEET | {"seed": seed, "strategy.num_learners": num_learners}, (saved, counters))
+    again.until(lambda counters: counters.num_updates >= saved_updates(counters) + 1)
+
+
+def saved_updates(counters: Any) -> int:
+    return counters.num_updates - 1
+
+
+def refs(made: Any) -> list[Any]:
+    from qfleet.engines.base import RoleRef
+
+    return [RoleRef(name) for name in made.engine._roles]
+
+
+def drain(made: Any, tag: str, events: list[Any]) -> Any:
+    """Fleet.drain, with the events on the way kept."""
+    kept = made.events
+
+    def keeping() -> Any:
+        for event in kept:
+            events.append(event)
+            yield event
+
+    made.events = keeping()
+    result = made.drain(tag)
+    made.events = kept
+    return result
+
+
+def test_a_run_with_deaths_replays_from_its_seed(fleet: MakeFleet) -> None:
+    vectors = []
+    for _ in range(2):
+        made = fleet(FLEET)
+        for number in range(240):
+            next(made.events)
+            if number % 60 == 59:
+                name = ["shard-0", "learner-0", "actor-2", "shard-1"][number // 60]
+                made.engine.kill(next(ref for ref in refs(made) if ref.name == name))
+        vectors.append(made.until_snapshot().vector)
+    np.testing.assert_array_equal(vectors[0], vectors[1])
+
+
+def test_a_shard_comes_back_with_its_checkpoint(fleet: MakeFleet) -> None:
+    made = fleet(FLEET)
+    made.until(lambda counters: counters.num_inserted >= 200)
+    made.drain("00000")
+    held = len(made.role("shard-0").replay)
+    made.until(lambda counters: counters.num_inserted >= 300)
+    gained = len(made.role("shard-0").replay) - held
+    assert gained > 20
+    made.engine.kill(next(ref for ref in refs(made) if ref.name == "shard-0"))
+    made.until(lambda counters: counters.num_inserted >= 310)
+    lost = made.control.tallies["transitions_lost"]
+    assert gained - 12 <= lost <= gained + 12, "but for what was under way"
+    assert made.role("shard-0").incarnation == 1
+    assert len(made.role("shard-0").replay) >= held
+
+
+def test_a_dead_learner_goes_back_to_the_publication_and_says_how_old_its_moments_are(fleet: MakeFleet) -> None:
+    made = fleet(FLEET | {"strategy.publish_every": 7})
+    made.until(lambda counters: counters.num_updates >= 20)
+    made.drain("00000")
+    saved_version = made.control.counters.num_updates
+    made.until(lambda counters: counters.num_updates >= saved_version + 24)
+    before = made.control.counters.num_updates
+    made.engine.kill(next(ref for ref in refs(made) if ref.name == "learner-0"))
+    events: list[Any] = []
+    while not any(isinstance(event, RoleRestarted) for event in events):
+        events.append(next(made.events))
+    while "updates_lost" not in made.control.tallies:
+        events.append(next(made.events))
+    lost = made.control.tallies["updates_lost"]
+    assert 0 < lost <= 7 + 2
+    assert made.control.counters.num_updates <= before - lost + 2
+    assert made.control.tallies["moments_age_updates"] == made.control.counters.num_updates - saved_version > 7
+
+
+def test_past_the_budget_the_run_says_so_saves_and_ends(fleet: MakeFleet) -> None:
+    made = fleet(FLEET | {"strategy.max_restarts": 2})
+    for _ in range(3):
+        for _ in range(40):
+            next(made.events)
+        made.engine.kill(next(ref for ref in refs(made) if ref.name == "shard-1"))
+    for _ in range(40):
+        next(made.events)
+    assert isinstance(made.control.failure, RestartsExhausted)
+    assert "shard-1 failed again after 2 restarts" in str(made.control.failure)
+    saved, _ = made.drain("00000")
+    assert set(saved.files) == {"learner-0", "shard-0", "shard-1", "actor-0", "actor-1", "actor-2"}
