@@ -135,12 +135,13 @@ class DistributedReplay:
         control = self.control
         self._start(saved)
         while True:
-            if control.snapshot_wanted and (self.engine.is_concurrent or self._is_quiet()):
+            # Where calls run one at a time, a snapshot is taken between rounds, as serial training takes it.
+            runs_on = self.engine.is_concurrent and not control.is_ending
+            if control.snapshot_wanted and (runs_on or self._is_quiet()):
                 control.snapshot_wanted = False
                 self.learners.ask_snapshot()
-            # Where calls run one at a time, a snapshot is taken between rounds, as serial training takes it.
             wants_snapshot = control.snapshot_wanted or self.learners.is_snapshotting
-            self._is_pausing = control.drain_tag is not None or (wants_snapshot and not self.engine.is_concurrent)
+            self._is_pausing = control.drain_tag is not None or (wants_snapshot and not runs_on)
             if not self._is_pausing:
                 yield from self._resize()
             self._feed()
