@@ -366,7 +366,9 @@ class DistributedReplay:
         else:
             receipt, order = result.receipt, result.order
             if self.blueprint.replay.sampler == "prioritized":
-                receipt.lags["priority_age"] = [self.learners.version - order.version] * receipt.num_updates
+                # A learner that died has gone back to its publication, which may be older than the draw.
+                age = max(0, self.learners.version - order.version)
+                receipt.lags["priority_age"] = [age] * receipt.num_updates
                 self.shards.write(order, result.futures)
             self.control.counters.add(receipt)
             yield Update(",".join(ref.name for ref in self.learners.refs), receipt)
