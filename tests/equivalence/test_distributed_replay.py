@@ -21,6 +21,7 @@ FLEET: dict[str, Any] = {
     "seed": 5,
     "strategy": "distributed_replay",
     "strategy.num_workers": 3,
+    "strategy.collect_steps": 1,
     "strategy.num_shards": 2,
     "strategy.publish_every": 3,
     "strategy.prefetch": 2,

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from qfleet.errors import RestartsExhausted
+from qfleet.roles.learner import Learner
 from qfleet.roles.replay_actor import ReplayActor
+from qfleet.roles.replay_shard import ReplayShard
+from qfleet.roles.sample_learner import SampleLearner
 from qfleet.strategies.base import RoleRestarted, Rollout, Update
 from qfleet.types import ParamSlice
 
@@ -19,6 +22,7 @@ FLEET: dict[str, Any] = {
     "env.id": "CartPole-v1",
     "strategy": "distributed_replay",
     "strategy.num_workers": 3,
+    "strategy.collect_steps": 1,
     "strategy.num_shards": 2,
     "strategy.publish_every": 5,
     "strategy.max_restarts": 99,
@@ -31,6 +35,7 @@ FLEET: dict[str, Any] = {
     "replay.samples_per_insert": 2.0,
 }
 BATCH = 16
+OWNERS = [SampleLearner, ReplayShard, ReplayActor]
 
 
 def rows(fleet: Any) -> int:
@@ -212,3 +217,65 @@ def test_past_the_budget_the_run_says_so_saves_and_ends(fleet: MakeFleet) -> Non
     assert "shard-1 failed again after 2 restarts" in str(made.control.failure)
     saved, _ = made.drain("00000")
     assert set(saved.files) == {"learner-0", "shard-0", "shard-1", "actor-0", "actor-1", "actor-2"}
+
+
+def failing_once(monkeypatch: pytest.MonkeyPatch, owner: type, method: str, which: Callable[[Any], bool]) -> list[str]:
+    """Let the first such call of each role that `which` picks raise; the names of those that did."""
+    original = getattr(owner, method)
+    failed: list[str] = []
+
+    def wrapped(role: Any, *args: Any) -> Any:
+        if role.name not in failed and which(role):
+            failed.append(role.name)
+            raise RuntimeError("planted")
+        return original(role, *args)
+
+    monkeypatch.setattr(owner, method, wrapped)
+    return failed
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["learner-0"], ["learner-1"], ["learner-0", "learner-1"], ["learner-0", "learner-1", "shard-0", "actor-1"]],
+)
+def test_failures_while_saving_are_mended_before_the_checkpoint_is_whole(
+    fleet: MakeFleet, monkeypatch: pytest.MonkeyPatch, names: list[str]
+) -> None:
+    made = fleet(FLEET | {"strategy.num_learners": 2})
+    made.until(lambda counters: counters.num_updates >= 30)
+    made.drain("00000")
+    made.until(lambda counters: counters.num_updates >= 60)
+    failed = [failing_once(monkeypatch, owner, "save", lambda role: role.name in names) for owner in OWNERS]
+    made.drain("00001")
+    assert sorted(sum(failed, [])) == sorted(names)
+    assert made.control.tallies["restarts.exception"] == len(names)
+    check_the_books(made, 2)
+    made.until(lambda counters: counters.num_updates >= 80)
+    made.drain("00002")
+    check_the_books(made, 2)
+
+
+def test_what_a_broken_call_had_done_is_kept_where_a_learner_lives(
+    fleet: MakeFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = fleet(FLEET | {"strategy.num_learners": 2, "strategy.updates_per_call": 3})
+    made.until(lambda counters: counters.num_updates >= 30)
+    before = made.control.counters.num_updates
+    broken = made.role("learner-1").learner
+    gradient = Learner.gradient
+
+    def wrapped(learner: Learner, *args: Any) -> Any:
+        if learner is broken and learner.version % 3 == 2:
+            raise RuntimeError("planted in the third batch of a call, when two are done")
+        return gradient(learner, *args)
+
+    monkeypatch.setattr(Learner, "gradient", wrapped)
+    seen: list[Any] = []
+    while not any(isinstance(event, RoleRestarted) for event in seen):
+        seen.append(next(made.events))
+    seen += made.until(lambda counters: counters.num_updates >= before + 12)
+    assert 2 in [event.receipt.num_updates for event in seen if isinstance(event, Update)]
+    assert made.control.tallies["restarts.exception"] == 1
+    assert "updates_lost" not in made.control.tallies
+    made.drain("00000")
+    check_the_books(made, 2)

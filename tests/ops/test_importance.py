@@ -31,3 +31,14 @@ def test_full_correction_makes_a_biased_draw_unbiased() -> None:
 def test_a_column_is_refused() -> None:
     with pytest.raises(AssertionError):
         importance_weights(np.array([[0.5], [0.5]]), 2, 1.0)
+
+
+def test_a_part_of_a_batch_is_weighed_as_in_the_whole() -> None:
+    probabilities = np.array([0.5, 0.1, 0.25, 0.02])
+    whole = importance_weights(probabilities, 10, 0.5)
+    parts = [
+        importance_weights(part, 10, 0.5, smallest_probability=0.02) for part in (probabilities[:2], probabilities[2:])
+    ]
+    np.testing.assert_allclose(np.concatenate(parts), whole, rtol=1e-6)
+    # (10 * 0.1)^-0.5 / (10 * 0.02)^-0.5 = sqrt(0.2), not 1, though it is the largest of its part.
+    np.testing.assert_allclose(parts[0][1], 0.2**0.5, rtol=1e-6)

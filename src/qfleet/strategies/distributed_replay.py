@@ -52,6 +52,7 @@ class Config(FleetConfig):
     made of `algo.batch_size` transitions for each.
 
     Attributes:
+        collect_steps: vector steps of one rollout.
         num_shards: roles that hold the replay between them.
         num_learners: learners that average their gradients, each on a batch of `algo.batch_size` of its own.
         prefetch: calls of the learners whose batches may be drawn, or under way, before their turn.
@@ -61,6 +62,7 @@ class Config(FleetConfig):
     """
 
     name: str = "distributed_replay"
+    collect_steps: PositiveInt = 4
     num_shards: PositiveInt = 1
     num_learners: PositiveInt = 1
     prefetch: PositiveInt = 4
@@ -81,8 +83,9 @@ class _Member:
     """What the coordinator knows of one actor."""
 
     ref: RoleRef
-    num_unacknowledged: int = 0
+    num_unacknowledged: int = 0  # rollouts begun that are not in their shard yet
     is_busy: bool = False
+    is_listed: bool = False
 
 
 @dataclass(slots=True)
@@ -194,7 +197,7 @@ class DistributedReplay:
             name, ReplayActor, blueprint, name, rank, num_actors, placement=self.config.worker_placement()
         )
         member = self.members[name] = _Member(ref)
-        self._idle.append(member)
+        self._list(member)
         return member
 
     def _resize(self) -> Iterator[Event]:
@@ -210,7 +213,7 @@ class DistributedReplay:
             self.engine.stop(member.ref)
             for future in [future for future, job in self._jobs.items() if job.member is member]:
                 self._num_coming -= self._jobs.pop(future).num_expected
-            if member in self._idle:
+            if member.is_listed:
                 self._idle.remove(member)
             yield CrewChanged(len(self.members), f"{name} left")
 
@@ -234,18 +237,16 @@ class DistributedReplay:
         roles = [*self.learners.refs, *self.shards.refs, *(member.ref for member in self.members.values())]
         saves = submit_saves(self.engine, roles, self.control)
         lost = [outcome for outcome in map(self.supervisor.receive, saves) if isinstance(outcome, Loss)]
-        for loss in lost:  # bring them back and try again
-            if loss.restarted is None:
-                continue
-            yield loss.restarted
-            ref = loss.future.role
-            if ref.name in self.members:
-                self._revive(self.members[ref.name])
-            elif ref in self.shards.refs:
-                self.shards.revive(ref)
-            else:
-                self.learners.revive(ref)
-        if lost:
+        if lost:  # bring them back and try again
+            restarted = [loss for loss in lost if loss.restarted is not None]
+            yield from (loss.restarted for loss in restarted if loss.restarted is not None)
+            refs = [loss.future.role for loss in restarted]
+            for ref in refs:
+                if ref.name in self.members:
+                    self._revive(self.members[ref.name])
+                elif ref in self.shards.refs:
+                    self.shards.revive(ref)
+            self.learners.revive([ref for ref in refs if ref in self.learners.refs])
             return
         state: dict[str, object] = {
             "actors": list(self.members),
@@ -255,7 +256,7 @@ class DistributedReplay:
         yield drained(self.engine, saves, self.control, state)
         self._is_cut = False
         self.shards.committed()
-        self._idle = deque(self.members.values())
+        self._idle = deque(self.members.values())  # all of them were idle
         self.learners.republish()
 
     # who goes on
@@ -289,6 +290,7 @@ class DistributedReplay:
             if pace.inserts_allowed(slack, self._num_coming) < rollout_size and not is_starving:
                 break
             member = self._idle.popleft()
+            member.is_listed = False
             member.num_unacknowledged += 1
             job = _Job(member, "rollout", rollout_size)
             self._num_coming += rollout_size
@@ -302,7 +304,8 @@ class DistributedReplay:
     def _list(self, member: _Member) -> None:
         """An actor may be given its next rollout if it has none, and not too many that are not acknowledged."""
         is_free = not member.is_busy and member.num_unacknowledged < MAX_UNACKNOWLEDGED
-        if is_free and member.ref.name in self.members and member not in self._idle:
+        if is_free and not member.is_listed and member.ref.name in self.members:
+            member.is_listed = True
             self._idle.append(member)
 
     # what has come back

@@ -201,11 +201,11 @@ class LearnerGroup:
             yield from self._mend()
         self._pump()
 
-    def revive(self, ref: RoleRef) -> None:
-        """A learner was respawned while nothing was in flight: give it a state again."""
-        self._phase = "broken"
-        self._new_lives.add(self.refs.index(ref))
-        self._ask()
+    def revive(self, refs: list[RoleRef]) -> None:
+        """These were respawned while nothing was in flight: give them a state again."""
+        if refs:
+            self._new_lives.update(self.refs.index(ref) for ref in refs)
+            self._ask()
 
     def _pump(self) -> None:
         if self._phase != "well" or any(job.kind in ("publish", "snapshot") for job in self._jobs.values()):
