@@ -288,7 +288,9 @@ def test_nothing_piles_up_at_a_slow_role(fleet: MakeFleet) -> None:
 
         def choose(names: list[str], slow: str = slow, generator: Any = generator) -> str:
             quick = [name for name in names if name != slow]
-            return quick[generator.integers(len(quick))] if quick and generator.random() < 0.99 else slow
+            if not quick or (slow in names and generator.random() < 0.01):
+                return slow
+            return quick[generator.integers(len(quick))]
 
         made.engine.choose = lambda names, choose=choose: choose(sorted(names))
         longest: dict[str, int] = {}
