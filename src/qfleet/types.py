@@ -136,6 +136,29 @@ class ParamSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class LearnerState:
+    """All that a learner shares with its equals, from which another one goes on as it would; immutable.
+
+    Attributes:
+        version: number of optimizer updates that led to it.
+        optimizer_steps: what the optimizer's own corrections count.
+        online, target: float32 [P], the parameters; read-only.
+        online_buffers, target_buffers: float32 [F], the float buffers (observation statistics); read-only.
+        moments: float32 [M, P], the optimizer's; read-only.
+        layout_hash: as in ParamSnapshot.
+    """
+
+    version: int
+    optimizer_steps: float
+    online: npt.NDArray[np.float32]
+    online_buffers: npt.NDArray[np.float32]
+    target: npt.NDArray[np.float32]
+    target_buffers: npt.NDArray[np.float32]
+    moments: npt.NDArray[np.float32]
+    layout_hash: str
+
+
+@dataclass(frozen=True, slots=True)
 class ParamSlice:
     """What a parameter server publishes: its contiguous slice of the vectors, immutable.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qfleet.ops.importance import importance_weights
+from qfleet.ops.importance import global_scale, importance_weights
 
 
 def test_weights_by_hand() -> None:
@@ -33,12 +33,11 @@ def test_a_column_is_refused() -> None:
         importance_weights(np.array([[0.5], [0.5]]), 2, 1.0)
 
 
-def test_a_part_of_a_batch_is_weighed_as_in_the_whole() -> None:
-    probabilities = np.array([0.5, 0.1, 0.25, 0.02])
-    whole = importance_weights(probabilities, 10, 0.5)
-    parts = [
-        importance_weights(part, 10, 0.5, smallest_probability=0.02) for part in (probabilities[:2], probabilities[2:])
-    ]
-    np.testing.assert_allclose(np.concatenate(parts), whole, rtol=1e-6)
-    # (10 * 0.1)^-0.5 / (10 * 0.02)^-0.5 = sqrt(0.2), not 1, though it is the largest of its part.
-    np.testing.assert_allclose(parts[0][1], 0.2**0.5, rtol=1e-6)
+def test_ranks_share_the_largest_weight() -> None:
+    # Smallest probabilities 0.02 (rank 0) and 0.08 (rank 1), beta 0.5. Over both batches the largest weight is that of
+    # 0.02; the one of 0.08 weighs (0.08 / 0.02)^-0.5 = 0.5 beside it, and was 1 in its own batch.
+    smallest = np.array([0.02, 0.08])
+    assert global_scale(smallest, 0, 0.5) == 1.0
+    assert global_scale(smallest, 1, 0.5) == pytest.approx(0.5)
+    assert global_scale(smallest, 1, 0.0) == 1.0, "no correction"
+    assert global_scale(np.array([0.3]), 0, 1.0) == 1.0, "alone, exactly one"

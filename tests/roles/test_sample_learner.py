@@ -185,5 +185,5 @@ def test_adopting_a_state_makes_equal_but_for_the_noise() -> None:
     noise = other.learner.noise_generator.get_state()
     assert other.adopt(state).version == 4
     assert torch.equal(other.learner.noise_generator.get_state(), noise)
-    np.testing.assert_array_equal(other.learner.online.vector.numpy(), state.arrays["online"])
-    assert not np.array_equal(one.learner.online.vector.numpy(), state.arrays["online"])
+    np.testing.assert_array_equal(other.learner.online.vector.numpy(), state.online)
+    assert not np.array_equal(one.learner.online.vector.numpy(), state.online)

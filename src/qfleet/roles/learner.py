@@ -20,7 +20,7 @@ from qfleet.ops.optimizers import clip_scale
 from qfleet.ops.schedules import linear
 from qfleet.roles.blueprint import Blueprint, copy_network
 from qfleet.seeding import derive_seed
-from qfleet.types import FloatArray, ParamSlice, ParamSnapshot, Sample
+from qfleet.types import Array, FloatArray, LearnerState, ParamSlice, ParamSnapshot, Sample
 
 
 class Learner:
@@ -51,6 +51,11 @@ class Learner:
         self._observe = getattr(getattr(self.online.module, "torso", None), "observe", None)
         self._device = self.online.vector.device
 
+    @property
+    def has_statistics(self) -> bool:
+        """Whether the network keeps observation statistics of what it is trained on."""
+        return self._observe is not None and self.online.buffers.numel() > 0
+
     def learn(self, sample: Sample) -> FloatArray:
         """One update from one sample; returns |TD error| of its transitions, float32 [B].
 
@@ -58,23 +63,23 @@ class Learner:
             DivergenceError: loss, gradient or a parameter is NaN or infinite.
         """
         priority = self.gradient(sample)
-        self.apply(self.gradient_norm)
-        self.check_parameters(sample)
+        self.step(sample)
         return priority
 
-    def check_parameters(self, sample: Sample) -> None:
-        """Raises DivergenceError where the update from `sample` has left a parameter NaN or infinite."""
+    def step(self, sample: Sample) -> None:
+        """Apply the gradient vector, whose norm is `gradient_norm`; `sample` is for the message where that breaks.
+
+        Raises:
+            DivergenceError: a parameter is NaN or infinite now.
+        """
+        self.apply(self.gradient_norm)
         if not math.isfinite(float(self.online.vector.sum())):
             raise DivergenceError(
                 describe_divergence(self.version, self.loss, self.gradient_norm, sample, "a parameter")
             )
 
-    def gradient(self, sample: Sample, smallest_probability: float | None = None) -> FloatArray:
+    def gradient(self, sample: Sample) -> FloatArray:
         """Fill the gradient vector from a sample, not clipped yet; returns |TD error|, float32 [B].
-
-        Args:
-            sample: a batch, or one learner's part of it.
-            smallest_probability: of the whole batch, where the sample is a part; for the importance weights.
 
         Raises:
             DivergenceError: loss or gradient is NaN or infinite.
@@ -84,14 +89,24 @@ class Learner:
         for layer in self._noisy_layers:
             layer.resample(self.noise_generator)
         batch = Batch.of(sample.transitions, self._device)
-        if self._observe is not None and self.online.buffers.numel():
+        if self._observe is not None and self.has_statistics:
             self._observe(batch.obs)
             self.target.buffers.copy_(self.online.buffers)
-        output = self.algorithm.backpropagate(
-            self.online, self.target, batch, self._weights(sample, smallest_probability)
-        )
+        output = self.algorithm.backpropagate(self.online, self.target, batch, self._weights(sample))
         self._check(output, vector, sample)
         return output.priority.cpu().numpy()
+
+    def measure(self, sample: Sample) -> None:
+        """Take `gradient_norm` anew, where the gradient vector has become a mean over several learners.
+
+        Raises:
+            DivergenceError: it is NaN or infinite.
+        """
+        assert self.online.gradient is not None
+        norm = float(torch.linalg.vector_norm(self.online.gradient))
+        if not math.isfinite(norm):
+            raise DivergenceError(describe_divergence(self.version + 1, self.loss, norm, sample))
+        self.gradient_norm = norm
 
     def apply(self, norm: float) -> None:
         """Clip the gradient vector, whose norm is `norm`, step the optimizer on it and let the target follow.
@@ -142,17 +157,22 @@ class Learner:
             )
         return snapshot
 
-    def _weights(self, sample: Sample, smallest_probability: float | None) -> torch.Tensor | None:
+    def importance_exponent(self) -> float:
+        """Beta of the importance weights at the present version; 0 where replay draws uniformly."""
         replay = self.replay_config
         if replay.sampler == "uniform":
-            return None
-        exponent = linear(
+            return 0.0
+        return linear(
             replay.importance_exponent_start,
             replay.importance_exponent_end,
             replay.importance_anneal_updates,
             self.version,
         )
-        weights = importance_weights(sample.probabilities, sample.num_transitions, exponent, smallest_probability)
+
+    def _weights(self, sample: Sample) -> torch.Tensor | None:
+        if self.replay_config.sampler == "uniform":
+            return None
+        weights = importance_weights(sample.probabilities, sample.num_transitions, self.importance_exponent())
         return torch.from_numpy(weights).to(self._device)
 
     def _check(self, output: LossOutput, vector: torch.Tensor, sample: Sample) -> None:
@@ -184,15 +204,52 @@ class Learner:
         Raises:
             CheckpointError: the parameters are of another network.
         """
-        version = int(str(values["version"]))
-        layout_hash = str(values["layout_hash"])
-        self.online.load(ParamSnapshot(version, arrays["online"], arrays["online_buffers"], layout_hash))
-        self.target.load(ParamSnapshot(version, arrays["target"], arrays["target_buffers"], layout_hash))
-        self.optimizer.moments.copy_(torch.from_numpy(arrays["moments"].copy()))
-        self.optimizer.num_steps.fill_(float(str(values["optimizer_steps"])))
+        self.take_over(
+            LearnerState(
+                version=int(str(values["version"])),
+                optimizer_steps=float(str(values["optimizer_steps"])),
+                online=arrays["online"],
+                online_buffers=arrays["online_buffers"],
+                target=arrays["target"],
+                target_buffers=arrays["target_buffers"],
+                moments=arrays["moments"],
+                layout_hash=str(values["layout_hash"]),
+            )
+        )
         self.noise_generator.set_state(torch.from_numpy(arrays["learner_noise"].copy()))
+
+    def share(self) -> LearnerState:
+        """A copy of everything but the random generator, for a learner that is to go on from here."""
+        return LearnerState(
+            version=self.version,
+            optimizer_steps=float(self.optimizer.num_steps),
+            online=_frozen(self.online.vector),
+            online_buffers=_frozen(self.online.buffers),
+            target=_frozen(self.target.vector),
+            target_buffers=_frozen(self.target.buffers),
+            moments=_frozen(self.optimizer.moments),
+            layout_hash=self.online.layout_hash,
+        )
+
+    def take_over(self, state: LearnerState) -> None:
+        """Go on from where another learner was; the random generator stays this one's own.
+
+        Raises:
+            CheckpointError: the parameters are of another network.
+        """
+        version, layout_hash = state.version, state.layout_hash
+        self.online.load(ParamSnapshot(version, state.online, state.online_buffers, layout_hash))
+        self.target.load(ParamSnapshot(version, state.target, state.target_buffers, layout_hash))
+        self.optimizer.moments.copy_(as_tensor(state.moments))
+        self.optimizer.num_steps.fill_(state.optimizer_steps)
         self.version = version
         self._pulled_version = -1
+
+
+def _frozen(values: torch.Tensor) -> Array:
+    copy: Array = values.detach().cpu().numpy().copy()
+    copy.setflags(write=False)
+    return copy
 
 
 def describe_divergence(num_update: int, loss: float, norm: float, sample: Sample, what: str = "") -> str:

@@ -8,28 +8,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from qfleet.networks.flat import as_tensor
+from qfleet.ops.importance import global_scale
 from qfleet.ops.sharding import global_probabilities
 from qfleet.roles.blueprint import Blueprint
 from qfleet.roles.learner import Learner
 from qfleet.roles.replay_actor import join_transitions
 from qfleet.roles.replay_shard import Draw, NewPriorities
 from qfleet.roles.state_file import read_state, write_state
-from qfleet.types import FloatArray, IntArray, ParamSlice, Receipt, Reply, Sample, SavedFile
-
-
-@dataclass(frozen=True, slots=True)
-class LearnerState:
-    """All of a learner, for another one to take over."""
-
-    arrays: dict[str, np.ndarray]
-    values: dict[str, object]
+from qfleet.types import FloatArray, IntArray, LearnerState, ParamSlice, Receipt, Reply, Sample, SavedFile
 
 
 class SampleLearner:
@@ -72,7 +64,7 @@ class SampleLearner:
     ) -> Generator[torch.Tensor, None, Reply]:
         """`learn`, with the gradient averaged over the group; yields tensors for the mean.
 
-        Importance weights are divided by the largest one of the global batch, as rule 3 of the design wants it.
+        Importance weights are those of the global batch: divided by the largest one of all learners' together.
         """
         started = time.perf_counter()
         learner = self.learner
@@ -81,18 +73,19 @@ class SampleLearner:
         priorities = []
         for index in range(len(draws[0].samples)):
             sample = join_draws(draws, shares, index, num_transitions)
-            # Each fills its own place, so the mean times the number of learners is the list of all smallest ones.
-            smallest = torch.zeros(self.num_learners, dtype=torch.float64)
-            smallest[self.rank] = float(sample.probabilities.min())
-            yield smallest
-            priorities.append(learner.gradient(sample, float(smallest.min()) * self.num_learners))
+            priorities.append(learner.gradient(sample))
+            if self._is_prioritized:
+                # Each fills its own place, and the others' zeros leave it as it is but for a common factor.
+                smallest = torch.zeros(self.num_learners, dtype=torch.float64, device=gradient.device)
+                smallest[self.rank] = float(sample.probabilities.min())
+                yield smallest
+                gradient.mul_(global_scale(smallest.cpu().numpy(), self.rank, learner.importance_exponent()))
             yield gradient
-            if learner.online.buffers.numel():
+            if learner.has_statistics:
                 yield learner.online.buffers
                 learner.target.buffers.copy_(learner.online.buffers)
-            learner.gradient_norm = float(torch.linalg.vector_norm(gradient))
-            learner.apply(learner.gradient_norm)
-            learner.check_parameters(sample)
+            learner.measure(sample)
+            learner.step(sample)
         return self._reply(draws, priorities, started)
 
     def publish(self, with_target: bool) -> Reply:
@@ -126,15 +119,12 @@ class SampleLearner:
         return version if config.target_update == "soft" else version - version % config.target_period_updates
 
     def report(self) -> Reply:
-        """All of this learner's state, as payload."""
-        arrays, values = self.learner.state_dict()
-        copies = {name: array.copy() for name, array in arrays.items()}
-        return Reply(Receipt(version=self.learner.version), LearnerState(copies, values))
+        """All of this learner's state but its random numbers, as payload."""
+        return Reply(Receipt(version=self.learner.version), self.learner.share())
 
     def adopt(self, state: LearnerState) -> Receipt:
         """Become equal to another learner; the random numbers stay this one's own."""
-        noise = self.learner.noise_generator.get_state().numpy()
-        self.learner.load_state_dict({**state.arrays, "learner_noise": noise}, state.values)
+        self.learner.take_over(state)
         return Receipt(version=self.learner.version)
 
     def restore(self, folder: str, files: list[SavedFile], *published: ParamSlice) -> Receipt:
@@ -153,7 +143,7 @@ class SampleLearner:
         if files:
             arrays, values = read_state(Path(folder), files[0])
             moments_version = int(str(values["version"]))
-            self.adopt(LearnerState(arrays, values))
+            self._load_without_noise(arrays, values)
         if published and published[-1].version > moments_version:
             learner.pull(*published)
             for network in (learner.online, learner.target):
@@ -177,8 +167,14 @@ class SampleLearner:
         arrays, values = read_state(Path(folder), files[0])
         if files[0].path.startswith(f"{self.name}/"):
             self.learner.load_state_dict(arrays, values)
-            return Receipt(version=self.learner.version)
-        return self.adopt(LearnerState(arrays, values))
+        else:
+            self._load_without_noise(arrays, values)
+        return Receipt(version=self.learner.version)
+
+    def _load_without_noise(self, arrays: dict[str, np.ndarray], values: dict[str, object]) -> None:
+        """Another learner's state, or this one's of long ago; the random numbers stay what they are."""
+        noise = self.learner.noise_generator.get_state().numpy()
+        self.learner.load_state_dict({**arrays, "learner_noise": noise}, values)
 
     def _reply(self, draws: Sequence[Draw], priorities: list[FloatArray], started: float) -> Reply:
         learner = self.learner
