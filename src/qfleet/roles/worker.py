@@ -38,6 +38,7 @@ class Worker:
         self.actor = Actor(blueprint, name, self.learner.online, rank, num_workers)
         self.replay = blueprint.build_replay(name)
         self.batch_size = blueprint.algo.batch_size
+        self._own_paths: set[str] = set()  # files that hold this very replay's rows: a later save may keep them
         self._is_prioritized = blueprint.replay.sampler == "prioritized"
 
     def collect(self, progress: Progress, num_vector_steps: int) -> Receipt:
@@ -110,9 +111,10 @@ class Worker:
         root = Path(folder)
         # The state comes first: `load` reads it as files[0], and the replay's files are all the others.
         receipt.files = [write_file(root, f"{self.name}/state-{tag}.safetensors", state)]
-        replay_files = [_strip(self.name, file) for file in previous[1:]]
+        replay_files = [_strip(self.name, file) for file in previous[1:] if file.path in self._own_paths]
         saved = save_replay(self.replay, root / self.name, replay_files, tag)
         receipt.files += [SavedFile(f"{self.name}/{file.path}", file.num_bytes, file.sha256) for file in saved]
+        self._own_paths = {file.path for file in receipt.files}
         return receipt
 
     def load(self, folder: str, tag: str, files: list[SavedFile]) -> Receipt:
@@ -127,6 +129,7 @@ class Worker:
         load_replay(self.replay, root / self.name, [_strip(self.name, file) for file in files[1:]])
         self.actor.load_state_dict(arrays, actor_values, tag)
         self.load_extra_state(arrays)
+        self._own_paths = {file.path for file in files}
         return Receipt(version=self.learner.version)
 
     def extra_state(self) -> dict[str, np.ndarray]:
