@@ -23,9 +23,10 @@ from qfleet.engines.base import Engine, EngineConfig, Future, RoleRef
 from qfleet.errors import CallFailed, RoleDied, ValueLost
 from qfleet.experiment import Experiment
 from qfleet.recipe import list_plugins, load_plugin
-from qfleet.session import CheckpointSaved, Validated
+from qfleet.session import CheckpointSaved
 from qfleet.strategies.base import Drained, Rollout, SnapshotPublished, StrategyConfig, Update
 from qfleet.types import Receipt, Reply
+from qfleet.validation import Validated
 
 
 def modules_of(package_name: str) -> list[ModuleType]:

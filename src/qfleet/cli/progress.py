@@ -14,8 +14,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from qfleet.experiment import Experiment
-from qfleet.session import CheckpointSaved, Session, Validated
+from qfleet.session import CheckpointSaved, Session
 from qfleet.strategies.base import Event
+from qfleet.validation import Validated
 
 if TYPE_CHECKING:
     from rich.text import Text
