@@ -43,6 +43,7 @@ def summarize(session: Session, num_threads: int) -> dict[str, object]:
         "samples_per_insert_measured": tracker.samples_per_insert,
         "env_steps_per_second": env_steps_per_second,
         "updates_per_second": updates_per_second,
+        "num_roles": len(tracker.roles),
         "time_shares": tracker.time_shares(),
         "bottleneck": bottleneck(tracker.time_shares()),
         "lags": {name: histogram.summary() for name, histogram in tracker.lags.items()},

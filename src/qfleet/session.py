@@ -184,7 +184,7 @@ class Session:
         control, schedule, counters = self.control, self.schedule, self.control.counters
         if control.failure is not None and self.stop_reason != "failed":
             self.stop_reason = "failed"
-            control.snapshot_wanted = False
+            control.snapshot_wanted, control.is_ending = False, True
         if control.snapshot_wanted or control.drain_tag is not None:
             return True
         if self.stop_reason is None:
@@ -192,6 +192,7 @@ class Session:
                 self.stop_reason = "interrupted"
             else:
                 self.stop_reason = limit_met(self.config.stop, counters, self.tracker.train_seconds)
+        control.is_ending = self.stop_reason is not None
         if self.stop_reason is None:
             if counters.num_env_steps >= schedule.next_evaluation:
                 control.snapshot_wanted = True

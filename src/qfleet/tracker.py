@@ -31,6 +31,7 @@ class Tracker:
 
     Attributes:
         lags: histograms of the receipts' lags ("staleness", "policy_lag", "priority_age"), over the whole run.
+        roles: names of those that reported busy seconds in this process.
         num_pushes, num_bytes: payloads pushed over the wire, and their bytes.
     """
 
@@ -41,7 +42,7 @@ class Tracker:
         self.lags: dict[str, LagHistogram] = {}
         self.num_pushes = 0
         self.num_bytes = 0
-        self._roles: set[str] = set()
+        self.roles: set[str] = set()
         # Shares of time are this process's own, as rates are: another one may have had other roles.
         self._seconds_before: dict[str, float] = {}
         self._shares_since = 0.0
@@ -84,7 +85,7 @@ class Tracker:
         for activity, value in receipt.seconds.items():
             seconds[activity] = seconds.get(activity, 0.0) + value
         if receipt.seconds:
-            self._roles.add(role)
+            self.roles.add(role)
         if receipt.num_bytes:
             self.num_pushes += 1
             self.num_bytes += receipt.num_bytes
@@ -113,8 +114,8 @@ class Tracker:
         """Shares of the roles' time by activity, and of waiting, since this process began; see bottleneck.py."""
         before = self._seconds_before
         seconds = {name: value - before.get(name, 0.0) for name, value in self.seconds.items()}
-        num_roles = len(self._roles) if self.is_concurrent else 1
-        return time_shares(seconds, self.train_seconds - self._shares_since, num_roles)
+        elapsed = self.train_seconds - self._shares_since
+        return time_shares(seconds, elapsed, len(self.roles), self.is_concurrent)
 
     def record(self) -> Record:
         """One line for metrics.jsonl."""

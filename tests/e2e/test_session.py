@@ -251,6 +251,25 @@ def test_tensorboard_events_are_readable(experiment: MakeExperiment, tmp_path: P
         np.testing.assert_allclose(got, wanted, rtol=1e-6)
 
 
+def test_lags_go_to_metrics_and_tensorboard(experiment: MakeExperiment, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    changes = {"logging.tensorboard": True, "strategy": "parameter_server", "strategy.num_workers": 3}
+    summary = experiment("qfleet/Identity-v0", changes | {"strategy.wait": "async"}).run()
+    last = records(tmp_path / "run", "train")[-1]
+    assert {f"staleness_{name}" for name in ("mean", "p50", "p95", "max")} <= set(last)
+    assert 0 <= last["policy_lag_p50"] <= last["policy_lag_p95"] <= last["policy_lag_max"]
+    assert sum(last[name] for name in last if name.startswith("share_")) == pytest.approx(1.0, abs=1e-3)
+    accumulator = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    accumulator.Reload()
+    assert {"train/staleness", "train/policy_lag"} <= set(accumulator.Tags()["histograms"])
+    (found,) = [one for one in accumulator.Histograms("train/staleness") if one.step == last["num_env_steps"]]
+    value = found.histogram_value
+    assert sum(value.bucket) == value.num == summary["lags"]["staleness"]["num"] == last["num_updates"]
+    # Upper ends half-way to the next version, so that each count stands over its own.
+    assert value.bucket_limit == [high + 0.5 for _, high, _ in summary["lags"]["staleness"]["rows"]]
+
+
 def test_without_tensorboard_there_are_no_events(experiment: MakeExperiment, tmp_path: Path) -> None:
     experiment("qfleet/Identity-v0").run()
     assert not (tmp_path / "run" / "tensorboard").exists()
