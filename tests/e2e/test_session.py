@@ -265,9 +265,11 @@ def test_lags_go_to_metrics_and_tensorboard(experiment: MakeExperiment, tmp_path
     assert {"train/staleness", "train/policy_lag"} <= set(accumulator.Tags()["histograms"])
     (found,) = [one for one in accumulator.Histograms("train/staleness") if one.step == last["num_env_steps"]]
     value = found.histogram_value
-    assert sum(value.bucket) == value.num == summary["lags"]["staleness"]["num"] == last["num_updates"]
-    # Upper ends half-way to the next version, so that each count stands over its own.
-    assert value.bucket_limit == [high + 0.5 for _, high, _ in summary["lags"]["staleness"]["rows"]]
+    # One push an update, each of its own staleness; a bucket ends half-way to the next version.
+    assert sum(value.bucket) == value.num == last["num_updates"] <= summary["lags"]["staleness"]["num"]
+    total = sum((limit - 0.5) * count for limit, count in zip(value.bucket_limit, value.bucket, strict=True))
+    assert total == value.sum
+    assert total / value.num == pytest.approx(last["staleness_mean"], abs=1e-4)
 
 
 def test_without_tensorboard_there_are_no_events(experiment: MakeExperiment, tmp_path: Path) -> None:

@@ -269,7 +269,6 @@ def run_one(experiment: Experiment, out: Output, interrupts: Interrupts) -> int:
     lags = lag_table(summary)
     if lags is not None:
         out.show(lags)
-    if lags is not None:
         out.say(str(summary["bottleneck"]))
     for line in ["", "where things are", *places(experiment.run_dir)]:
         out.say(line)
