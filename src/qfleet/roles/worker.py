@@ -38,8 +38,8 @@ class Worker:
         self.actor = Actor(blueprint, name, self.learner.online, rank, num_workers)
         self.replay = blueprint.build_replay(name)
         self.batch_size = blueprint.algo.batch_size
+        self._own_paths: set[str] = set()  # files that hold this very replay's rows: a later save may keep them
         self._is_prioritized = blueprint.replay.sampler == "prioritized"
-        self._own_files: set[str] = set()  # of the checkpoints that this life has written or was loaded from
 
     def collect(self, progress: Progress, num_vector_steps: int) -> Receipt:
         """Step the environments `num_vector_steps` times and insert what they gave."""
@@ -53,6 +53,8 @@ class Worker:
         seconds = receipt.seconds
         seconds["replay"] = time.perf_counter() - started - seconds["inference"] - seconds["environment"]
         receipt.metrics["epsilon"] = self.actor.mean_epsilon(progress)
+        if len(self.replay) < min(self.replay.num_inserted, self.replay.capacity):  # frames ran out, rows went early
+            receipt.metrics["num_live_transitions"] = float(len(self.replay))
         return receipt
 
     def train(self, num_updates: int) -> Receipt:
@@ -94,8 +96,7 @@ class Worker:
         Args:
             folder: the run's checkpoints folder.
             tag: the checkpoint's name.
-            previous: this role's files in the previous checkpoint; replay segments among them are kept, not rewritten,
-                unless a former life wrote them, whose rows had other keys.
+            previous: this role's files in the previous checkpoint; replay segments among them are kept, not rewritten.
         """
         receipt = Receipt(version=self.learner.version)
         flushed = self.actor.cut(tag)
@@ -110,11 +111,10 @@ class Worker:
         root = Path(folder)
         # The state comes first: `load` reads it as files[0], and the replay's files are all the others.
         receipt.files = [write_file(root, f"{self.name}/state-{tag}.safetensors", state)]
-        replay_files = [_strip(self.name, file) for file in previous[1:] if file.path in self._own_files]
+        replay_files = [_strip(self.name, file) for file in previous[1:] if file.path in self._own_paths]
         saved = save_replay(self.replay, root / self.name, replay_files, tag)
         receipt.files += [SavedFile(f"{self.name}/{file.path}", file.num_bytes, file.sha256) for file in saved]
-        kept = self._own_files.intersection(file.path for file in previous)
-        self._own_files = kept.union(file.path for file in receipt.files)
+        self._own_paths = {file.path for file in receipt.files}
         return receipt
 
     def load(self, folder: str, tag: str, files: list[SavedFile]) -> Receipt:
@@ -124,19 +124,12 @@ class Worker:
             CheckpointError: a file does not fit this run; nothing is half loaded, for the run does not start.
         """
         root = Path(folder)
-        content = read_verified(root, files[0])
-        try:
-            arrays = load_tensors(content)
-            with safe_open(root / files[0].path, framework="np") as file:
-                metadata = file.metadata()
-            learner_values, actor_values = json.loads(metadata["learner"]), json.loads(metadata["actor"])
-        except Exception as error:
-            raise CheckpointError(f"{root / files[0].path}: not a state file of this version: {error}") from error
+        arrays, learner_values, actor_values = read_state(root, files[0])
         self.learner.load_state_dict(arrays, learner_values)
         load_replay(self.replay, root / self.name, [_strip(self.name, file) for file in files[1:]])
         self.actor.load_state_dict(arrays, actor_values, tag)
         self.load_extra_state(arrays)
-        self._own_files = {file.path for file in files}
+        self._own_paths = {file.path for file in files}
         return Receipt(version=self.learner.version)
 
     def extra_state(self) -> dict[str, np.ndarray]:
@@ -149,6 +142,25 @@ class Worker:
     def close(self) -> None:
         """Close the environments."""
         self.actor.close()
+
+
+State = tuple[dict[str, np.ndarray], dict[str, object], dict[str, object]]
+
+
+def read_state(root: Path, file: SavedFile) -> State:
+    """The arrays of a worker's state file, and the JSON values of its learner and its actor.
+
+    Raises:
+        CheckpointError: it is missing, damaged or of another version.
+    """
+    content = read_verified(root, file)
+    try:
+        arrays = load_tensors(content)
+        with safe_open(root / file.path, framework="np") as opened:
+            metadata = opened.metadata()
+        return arrays, json.loads(metadata["learner"]), json.loads(metadata["actor"])
+    except Exception as error:
+        raise CheckpointError(f"{root / file.path}: not a state file of this version: {error}") from error
 
 
 def _strip(name: str, file: SavedFile) -> SavedFile:
