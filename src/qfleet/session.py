@@ -208,6 +208,7 @@ class Session:
             else:
                 self.stop_reason = limit_met(stop, counters, self.tracker.train_seconds)
         is_over = self.stop_reason is not None
+        control.is_ending = is_over
         validation_due = counters.num_env_steps >= schedule.next_evaluation
         if is_over and self.stop_reason not in ("interrupted", "reached"):
             validation_due = schedule.validated_version != counters.num_updates

@@ -137,8 +137,11 @@ def client_blueprint(blueprint: Blueprint, config: Config, rank: int) -> Bluepri
 
 
 def evaluation_blueprints(blueprint: Blueprint, config: Config) -> dict[str, Blueprint]:
-    """On which environments the global model is to be played: each client's, by name; "" where all have the same."""
-    if not config.client_envs:
+    """On which environments the global model is to be played: each client's, by name; "" where all have the same.
+
+    Clients with a head of their own have a name each even then, under which their own snapshots are played.
+    """
+    if not config.client_envs and config.personal == "none":
         return {"": blueprint}
     return {f"worker-{rank}": _own_env(blueprint, config, rank) for rank in range(config.num_workers)}
 

@@ -54,6 +54,8 @@ class Control:
         snapshot_wanted: publish the current parameters soon (SnapshotPublished).
         drain_tag: when set, let nothing new start, have every role save itself under this tag, and yield Drained; go
             on once it is None again.
+        is_ending: the stop rule is met: only what is owed is done any more, and the last snapshot is taken when all is
+            quiet.
         checkpoint_folder: where roles save to.
         saved_files: each role's files in the newest checkpoint.
         saved_tag: the newest checkpoint's name, "" before the first.
@@ -66,6 +68,7 @@ class Control:
     counters: Counters = field(default_factory=Counters)
     snapshot_wanted: bool = False
     drain_tag: str | None = None
+    is_ending: bool = False
     saved_files: dict[str, list[SavedFile]] = field(default_factory=dict)
     saved_tag: str = ""
     num_workers: int | None = None

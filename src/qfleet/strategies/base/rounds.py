@@ -124,7 +124,8 @@ class Rounds:
         control = self.control
         self._start(saved)
         while True:
-            if control.snapshot_wanted and (self.engine.is_concurrent or self._is_between_rounds()):
+            runs_on = self.engine.is_concurrent and not control.is_ending
+            if control.snapshot_wanted and (runs_on or self._is_between_rounds()):
                 yield self._snapshot()
                 continue
             if control.drain_tag is not None and self._is_between_rounds():
