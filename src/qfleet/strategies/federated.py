@@ -54,9 +54,28 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 class Config(FleetConfig):
     """The [strategy] section of federated training; `num_workers` is how many clients there are.
 
-    A client's replay holds its share of `replay.capacity`; `replay.samples_per_insert` is kept by each client for
-    itself. `num_updates` counts updates along the path of the global model: `local_steps` per round, however many
-    clients made them.
+    Attributes:
+        fraction: the part of the clients that takes part in a round, drawn anew for each; at least one.
+        local_steps: updates that a client makes in a round, each on a batch of its own replay, which holds its share of
+            `replay.capacity` and keeps to `replay.samples_per_insert` by itself.
+        aggregator: how the clients' parameters become one. "fedavg": mean, weighted by samples trained on; "fedprox":
+            the same, with each client drawn towards the global model; "fedadam": Adam's step towards the mean; "median"
+            and "trimmed_mean" of each coordinate; "krum" and "multi_krum": of those that lie closest together.
+        mu: how strongly fedprox draws a client towards the global model.
+        server_learning_rate: step size of fedadam's server.
+        server_beta1: decay of fedadam's first moment.
+        server_beta2: decay of fedadam's second moment.
+        server_tau: added to the root in fedadam, its degree of adaptivity.
+        trim: how many values of each coordinate the trimmed mean drops at each end.
+        num_byzantine: how many of a round's updates Krum expects to be arbitrary; with f of them it takes 2 f + 3.
+        num_selected: how many updates multi_krum takes the mean of; not set: all but `num_byzantine`.
+        min_clients: a round does not end with fewer updates than this, nor than its aggregator needs.
+        round_timeout: a round ends after so many of the engine's seconds (inline: calls) with `min_clients` updates in;
+            what comes later is discarded and counted. Not set: a round waits for all its clients that live.
+        client_envs: by client, what its environment has different: fields of [env], arguments of its constructor, or
+            numbers of it as `env.attributes` sets them. More clients than entries: they begin again.
+        personal: "head" keeps each client's head to itself: it is neither sent nor overwritten.
+        keep_optimizer: whether a client's optimizer state lasts from round to round, or begins anew in each.
     """
 
     name: str = "federated"
