@@ -62,7 +62,7 @@ class Garbage(FederatedClient):
 def test_one_byzantine_client_of_five(
     experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch, rule: dict[str, Any], solves: bool
 ) -> None:
-    monkeypatch.setattr("qfleet.strategies.base.rounds.FederatedClient", Garbage)
+    monkeypatch.setattr("qfleet.strategies.base.crew.FederatedClient", Garbage)
     summary = experiment("qfleet/Identity-v0", IDENTITY | rule).run()
     score = summary["eval"]["mean_return"]  # type: ignore[index]
     assert score == 1.0 if solves else score < 0.9
@@ -86,7 +86,7 @@ class NotANumber(FederatedClient):
 def test_clients_that_diverge_are_refused_and_counted(
     experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch, rule: dict[str, Any], num_void: bool
 ) -> None:
-    monkeypatch.setattr("qfleet.strategies.base.rounds.FederatedClient", NotANumber)
+    monkeypatch.setattr("qfleet.strategies.base.crew.FederatedClient", NotANumber)
     run = experiment("qfleet/Identity-v0", IDENTITY | rule | {"replay.min_transitions": 400})
     events = list(run.stream())
     assert run.session is not None
@@ -99,7 +99,7 @@ def test_clients_that_diverge_are_refused_and_counted(
 
 
 def test_where_all_diverge_the_run_says_so(experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qfleet.strategies.base.rounds.FederatedClient", NotANumber)
+    monkeypatch.setattr("qfleet.strategies.base.crew.FederatedClient", NotANumber)
     monkeypatch.setattr(NotANumber, "broken", tuple(f"worker-{rank}" for rank in range(5)))
     with pytest.raises(DivergenceError, match="not one of 5 client updates after update 0 is finite"):
         experiment("qfleet/Identity-v0", IDENTITY).run()

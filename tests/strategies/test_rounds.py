@@ -10,15 +10,15 @@ import pytest
 
 from qfleet.algos.dqn import Config as AlgoConfig
 from qfleet.config import ReplayConfig
-from qfleet.engines.base import RoleRef
+from qfleet.engines.base import Future, RoleRef
 from qfleet.engines.inline import Config as EngineConfig
 from qfleet.engines.inline import Engine
 from qfleet.envs.config import EnvConfig
+from qfleet.errors import ValueLost
 from qfleet.networks.torso import NetworkConfig
 from qfleet.roles.blueprint import Blueprint
 from qfleet.strategies import federated
 from qfleet.strategies.base import Control, CrewChanged, Event, RoleRestarted, Rollout, Update
-from qfleet.strategies.base import rounds as rounds_module
 from qfleet.types import EnvSpec, Progress, Receipt, Reply
 
 BATCH, STEPS = 4, 3
@@ -92,8 +92,8 @@ class StubAggregator:
 
 @pytest.fixture(autouse=True)
 def stubs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rounds_module, "FederatedClient", StubClient)
-    monkeypatch.setattr(rounds_module, "Aggregator", StubAggregator)
+    monkeypatch.setattr("qfleet.strategies.base.crew.FederatedClient", StubClient)
+    monkeypatch.setattr("qfleet.strategies.base.rounds.Aggregator", StubAggregator)
 
 
 class Game:
@@ -207,6 +207,29 @@ def test_a_role_that_dies_gets_a_new_life_and_the_rounds_go_on(victim: str) -> N
     assert restarts == 100
     # The round that it died in, and those that its new life came too late for: one or two.
     assert num_short == 0 if victim == "aggregator" else 50 < num_short < 200
+
+
+class Forgetful(Engine):
+    """Loses the value of one client in the first aggregation of all."""
+
+    lost = False
+
+    def result(self, future: Future) -> Receipt:
+        if future.method == "aggregate" and not self.lost:
+            self.lost = True
+            NOTES.sets.pop()  # it never happened
+            NOTES.versions.pop()
+            raise ValueLost("worker-1")
+        return super().result(future)
+
+
+def test_an_update_whose_value_is_lost_is_done_without() -> None:
+    for needed, merged in ((1, ["worker-0", "worker-2"]), (3, ["worker-0", "worker-1", "worker-2"])):
+        game = Game(0, num_workers=3, min_clients=needed)
+        game.engine.__class__ = Forgetful
+        game.play(2)
+        assert game.names() == [merged, ["worker-0", "worker-1", "worker-2"]]
+        assert game.control.tallies["values_lost"] == 1
 
 
 def test_where_too_few_are_left_another_is_invited() -> None:

@@ -35,7 +35,8 @@ from qfleet.roles.blueprint import Blueprint
 from qfleet.roles.federation import Personal, shared_parameters
 from qfleet.strategies.base import Control, Event, Saved
 from qfleet.strategies.base.config import FleetConfig
-from qfleet.strategies.base.rounds import Plan, Rounds
+from qfleet.strategies.base.crew import Plan
+from qfleet.strategies.base.rounds import Rounds
 
 # Which rules read which settings; with any other rule such a setting must be left at its default.
 READ_BY: dict[str, tuple[RuleName, ...]] = {

@@ -1,27 +1,21 @@
 """The loop of federated rounds: draw clients, send the global model, gather their updates, aggregate.
 
-    waits for                      unblocked by
-    a round                        the last answer of its clients; after `round_timeout`, the first enough of them
-    too few answers                another client, drawn when one is free
-    aggregation                    the aggregator's answer, or its new life having been asked again
-    a checkpoint                   the end of the round, the clients that come late, and updates that all owe
-
-A client is its data: its name, its environment and its replay belong together, and nothing is dealt out anew when the
-number of clients changes.
+waits for                      unblocked by
+a round                        the last answer of its clients; after `round_timeout`, the first enough of them
+too few answers                another client, drawn when one is free
+aggregation                    the aggregator's answer, or its new life having been asked again
+a checkpoint                   the end of the round, the clients that come late, and updates that all owe
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from qfleet.engines.base import Engine, Future, Placement
 from qfleet.errors import QfleetError, ValueLost
-from qfleet.ops.pacing import updates_allowed
-from qfleet.roles.aggregator import AggregationRule, Aggregator
+from qfleet.roles.aggregator import Aggregator
 from qfleet.roles.blueprint import Blueprint
-from qfleet.roles.federated_client import FederatedClient
-from qfleet.roles.federation import Personal
 from qfleet.seeding import derive_generator, generator_state, set_generator_state
 from qfleet.strategies.base import (
     Control,
@@ -36,40 +30,11 @@ from qfleet.strategies.base import (
     submit_saves,
 )
 from qfleet.strategies.base.config import FleetConfig
-from qfleet.strategies.base.crew import Client
+from qfleet.strategies.base.crew import Client, Crew, Plan
 from qfleet.strategies.base.supervisor import Loss, Supervisor
 from qfleet.types import Receipt
 
 PERSONAL_LANE = "personal"  # beside training, so that looking does not change the order of its calls
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a round is.
-
-    Attributes:
-        rule: how updates are merged.
-        num_participants: from the number of clients to how many take part.
-        local_steps: updates of each client in a round.
-        min_clients, round_timeout: a round may end after so many of the engine's seconds with so many updates in.
-        mu, personal, keep_optimizer: as FederatedClient takes them.
-        blueprint_of: the plan of client `rank`.
-    """
-
-    rule: AggregationRule
-    num_participants: Callable[[int], int]
-    local_steps: int
-    min_clients: int
-    round_timeout: float | None
-    mu: float
-    personal: Personal
-    keep_optimizer: bool
-    blueprint_of: Callable[[int], Blueprint]
-
-    @property
-    def num_needed(self) -> int:
-        """With fewer updates no round ends."""
-        return max(self.min_clients, self.rule.min_updates)
 
 
 @dataclass(slots=True)
@@ -99,7 +64,6 @@ class Rounds:
 
     def __init__(self, engine: Engine, blueprint: Blueprint, config: FleetConfig, control: Control, plan: Plan) -> None:
         self.engine = engine
-        self.blueprint = blueprint
         self.config = config
         self.control = control
         self.plan = plan
@@ -109,11 +73,10 @@ class Rounds:
         self.aggregator = engine.spawn(
             "aggregator", Aggregator, blueprint, "aggregator", plan.rule, plan.personal, placement=placement
         )
-        self.clients: dict[str, Client] = {}
+        self.crew = Crew(engine, config, control, plan)
         self.version = 0
         self._latest: Future | None = None
         self._target: Future | None = None  # the newest publication that carries the target
-        self._absent: dict[str, dict[str, int]] = {}  # clients that are not here: what they had inserted and trained on
         self._jobs: dict[Future, tuple[Client | None, str, int]] = {}  # client or aggregator, what for, which round
         self._round: _Round | None = None
         self._num_rounds = 0
@@ -145,114 +108,61 @@ class Rounds:
 
     def _start(self, saved: Saved | None) -> None:
         if saved is not None:
-            clients, number = saved.state["clients"], saved.state["round"]
-            assert isinstance(clients, dict)
-            self._absent = {name: dict(counts) for name, counts in clients.items()}
-            self._num_rounds = int(str(number))
+            self._num_rounds = int(str(saved.state["round"]))
             set_generator_state(self.generator, saved.state["generator"])
             files = saved.files[self.aggregator.name]
             call(self.engine, self.aggregator, "load", self.control.checkpoint_folder, saved.tag, files)
         receipt, future = call(self.engine, self.aggregator, "publish")
         self._latest = self._target = future
         self.version = receipt.version
-        for rank in range(max(self.plan.num_needed, self.control.num_workers or self.config.num_workers)):
-            client = self._hire(rank)
-            name = client.ref.name
-            if saved is not None and name in saved.files:
-                call(self.engine, client.ref, "load", self.control.checkpoint_folder, saved.tag, saved.files[name])
-        for counts in self._absent.values():
-            self.control.count("transitions_set_aside", counts["inserted"])
-
-    def _hire(self, rank: int) -> Client:
-        name, plan = f"worker-{rank}", self.plan
-        ref = self.engine.spawn(
-            name,
-            FederatedClient,
-            plan.blueprint_of(rank),
-            name,
-            rank % self.config.num_workers,
-            self.config.num_workers,
-            plan.mu,
-            plan.keep_optimizer,
-            plan.personal,
-            placement=self.config.worker_placement(),
-        )
-        counts = self._absent.pop(name, {"inserted": 0, "samples": 0})
-        client = self.clients[name] = Client(ref, counts["inserted"], counts["samples"])
-        client.num_saved = client.num_inserted
-        return client
+        self.crew.start(saved)
 
     def _save(self) -> Iterator[Event]:
         """Nothing is in flight: the consistent cut. The data of clients that are not here are kept as they are."""
-        control = self.control
-        saves = submit_saves(self.engine, [self.aggregator, *(each.ref for each in self.clients.values())], control)
+        control, crew = self.control, self.crew
+        saves = submit_saves(self.engine, [self.aggregator, *(each.ref for each in crew.clients.values())], control)
         lost = [outcome for outcome in map(self.supervisor.receive, saves) if isinstance(outcome, Loss)]
-        if lost:  # bring them back and try again
-            for loss in lost:
-                if loss.restarted is not None:
-                    yield loss.restarted
-                    self._revive(self.clients.get(loss.future.role.name))
+        for loss in lost:  # bring them back and try again
+            if loss.restarted is not None:
+                yield loss.restarted
+                self._revive(crew.clients.get(loss.future.role.name))
+        if lost:
             return
         event = drained(self.engine, saves, control, {})
-        for name, client in self.clients.items():
-            client.num_inserted += event.inserted[name]
-            client.num_saved = client.num_inserted
-        event.files.update({name: files for name, files in control.saved_files.items() if name in self._absent})
-        event.state.update(
-            {
-                "clients": {name: client.counts() for name, client in self.clients.items()} | self._absent,
-                "round": self._num_rounds,
-                "generator": generator_state(self.generator),
-            }
-        )
+        crew.saved(event.inserted)
+        event.files.update(crew.files_set_aside())
+        event.state["clients"] = crew.state()
+        event.state["round"] = self._num_rounds
+        event.state["generator"] = generator_state(self.generator)
         yield event
 
     def _resize(self) -> Iterator[Event]:
         """Hire, or let the last ones go, until there are as many clients as the user wants by now."""
-        if self.control.num_workers is None:
-            return
-        wanted = max(self.plan.num_needed, self.control.num_workers)
-        while len(self.clients) < wanted:
-            client = self._hire(len(self.clients))
+        crew = self.crew
+        while len(crew.clients) < crew.num_wanted():
+            client = crew.hire()
             self._revive(client)
-            yield CrewChanged(len(self.clients), f"{client.ref.name} joined")
-        while len(self.clients) > wanted:
-            name, client = self.clients.popitem()
-            self.engine.stop(client.ref)
+            yield CrewChanged(len(crew.clients), f"{client.ref.name} joined")
+        while len(crew.clients) > crew.num_wanted():
+            client = crew.dismiss()
             for future in [future for future, job in self._jobs.items() if job[0] is client]:
                 del self._jobs[future]
-            self.control.count("transitions_set_aside", client.num_saved)
-            self.control.count("transitions_lost", client.num_inserted - client.num_saved)
-            self._absent[name] = client.counts()
-            yield CrewChanged(len(self.clients), f"{name} left")
+            yield CrewChanged(len(crew.clients), f"{client.ref.name} left")
 
     # rounds
 
     def _is_between_rounds(self) -> bool:
         """No round is open, and not all clients could make the next one's updates on what they have already."""
-        if self._round is not None:
-            return False
-        return not all(client.future is None and self._owes(client) for client in self.clients.values())
-
-    def _owes(self, client: Client) -> bool:
-        replay = self.plan.blueprint_of(0).replay
-        num_allowed = updates_allowed(
-            client.num_inserted,
-            client.num_samples,
-            replay.min_transitions,
-            replay.samples_per_insert,
-            self.blueprint.algo.batch_size,
-        )
-        return num_allowed >= self.plan.local_steps
+        return self._round is None and not self.crew.all_owe()
 
     def _open(self) -> None:
         """Draw the clients of the next round among those that are free; without enough of them, wait."""
-        free = [client for client in self.clients.values() if client.future is None]
+        free = self.crew.free()
         if len(free) < self.plan.num_needed:
             return
         self._round = _Round(self._num_rounds, self.engine.now())
         self._num_rounds += 1
-        wanted = max(self.plan.num_needed, self.plan.num_participants(len(self.clients)))
+        wanted = max(self.plan.num_needed, self.plan.num_participants(len(self.crew.clients)))
         self._invite(self._round, free, wanted)
 
     def _invite(self, this_round: _Round, free: list[Client], wanted: int) -> None:
@@ -279,12 +189,12 @@ class Rounds:
         if num_in >= needed and (not this_round.waiting or self._patience(this_round) == 0.0):
             this_round.waiting.clear()
             # The sum must not depend on who came first.
-            places = {name: place for place, name in enumerate(self.clients)}
+            places = {name: place for place, name in enumerate(self.crew.clients)}
             this_round.updates.sort(key=lambda entry: places[entry[0].ref.name])
             self._aggregate(this_round)
         elif num_in + len(this_round.waiting) < needed:
-            busy = [client for client, _ in this_round.updates]
-            free = [client for client in self.clients.values() if client.future is None and client not in busy]
+            done = [client for client, _ in this_round.updates]
+            free = [client for client in self.crew.free() if client not in done]
             self._invite(this_round, free, needed - num_in - len(this_round.waiting))
 
     def _patience(self, this_round: _Round) -> float | None:
@@ -428,11 +338,11 @@ class Rounds:
         self.control.snapshot_wanted = False
         assert self._latest is not None
         if self.plan.personal != "none":
-            for client in self.clients.values():
-                if client.future is None:
-                    self.engine.submit(client.ref, "personal_snapshot", *self._published(), lane=PERSONAL_LANE)
-                    future = self.engine.wait(lane=PERSONAL_LANE)
-                    if future is not None and future.error is None:
-                        client.personal = future
-        personal = {name: client.personal for name, client in self.clients.items() if client.personal is not None}
+            for client in self.crew.free():
+                self.engine.submit(client.ref, "personal_snapshot", *self._published(), lane=PERSONAL_LANE)
+                future = self.engine.wait(lane=PERSONAL_LANE)
+                if future is not None and future.error is None:
+                    client.personal = future
+        own = ((name, client.personal) for name, client in self.crew.clients.items())
+        personal = {name: future for name, future in own if future is not None}
         return SnapshotPublished(self.version, self._latest, personal)
