@@ -261,7 +261,7 @@ def test_every_pair_trains(
     assert {Rollout, Update, SnapshotPublished, Drained, CheckpointSaved, Validated} <= kinds
     summary = events[-1].summary
     assert summary["num_env_steps"] >= 600
-    assert summary["num_updates"] > 50  # along the path: four workers that merge make a quarter of serial's
+    assert summary["num_updates"] > 100
     assert len(summary["parameters_sha256"]) == 64
     # Chance is 1/4; the right action is shown, so that anything that learns finds it.
     assert summary["eval"]["mean_return"] == 1.0
