@@ -204,10 +204,14 @@ def test_nothing_but_parameters_leaves_a_client(
         list(arrays_in({"hidden": [Transitions(*[np.zeros(1)] * 5)]}))
 
 
+def newest_manifest(run: Experiment) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads(max((run.run_dir / "checkpoints").glob("manifest-*.json")).read_text())
+    return manifest
+
+
 def inserted(run: Experiment) -> dict[str, int]:
     """By client, from the newest checkpoint."""
-    manifest = max((run.run_dir / "checkpoints").glob("manifest-*.json"))
-    clients = json.loads(manifest.read_text())["strategy"]["clients"]
+    clients = newest_manifest(run)["strategy"]["clients"]
     return {name: counts["inserted"] for name, counts in clients.items()}
 
 
@@ -230,12 +234,16 @@ def resumed(run_dir: Path, num_workers: int, max_env_steps: int) -> Experiment:
 def test_another_number_of_clients_leaves_everybodys_data_where_it_is(experiment: MakeExperiment) -> None:
     first = experiment("qfleet/Identity-v0", IDENTITY | {"strategy.num_workers": 4, "stop.max_env_steps": 400})
     first.run()
-    before = inserted(first)
+    before, files_before = inserted(first), newest_manifest(first)["roles"]
     fewer = resumed(first.run_dir, 2, 800)
     after = inserted(fewer)
     assert set(after) == set(before) == {f"worker-{rank}" for rank in range(4)}
     for rank, name in enumerate(sorted(before)):
         assert (after[name] > before[name]) == (rank < 2), "those that are away neither lose nor gain"
+    roles = newest_manifest(fewer)["roles"]
+    assert roles["worker-3"] == files_before["worker-3"], "their files are kept as they were"
+    assert roles["worker-0"] != files_before["worker-0"]
+    assert all((first.run_dir / "checkpoints" / file["path"]).is_file() for file in roles["worker-3"])
     assert fewer.session is not None
     assert fewer.session.control.tallies["transitions_set_aside"] == before["worker-2"] + before["worker-3"]
     more = resumed(first.run_dir, 5, 1600)
@@ -245,6 +253,14 @@ def test_another_number_of_clients_leaves_everybodys_data_where_it_is(experiment
     assert more.session is not None
     asked, measured = 8.0, more.session.tracker.samples_per_insert
     assert 0.8 * asked < measured <= asked
+
+
+def test_transitions_that_a_checkpoint_cuts_off_are_counted_for_their_client(experiment: MakeExperiment) -> None:
+    run = experiment("CartPole-v1", {"strategy": "federated", "algo.n_step": 3, "checkpoint.every_env_steps": 150})
+    events = list(run.stream())
+    assert run.session is not None
+    counted = sum(event.receipt.num_inserted for event in events if isinstance(event, Rollout))
+    assert sum(inserted(run).values()) == run.session.control.counters.num_inserted > counted
 
 
 def test_a_damaged_file_of_a_client_is_named(experiment: MakeExperiment) -> None:

@@ -103,6 +103,15 @@ def test_the_proximal_term_is_added_between_gradient_and_step() -> None:
     assert drawn.learner.gradient_norm == pytest.approx(float(drawn.learner.online.gradient.norm()))
 
 
+def test_the_anchor_is_where_the_round_began() -> None:
+    plan = blueprint()
+    client, model = FederatedClient(plan, "worker-0", mu=5.0), published(plan)
+    moved = replace(model, vector=model.vector + 1.0)
+    _, sent = train(client, moved)
+    assert np.array_equal(client.learner.anchor.numpy(), moved.vector)
+    assert not np.array_equal(sent.vector, moved.vector)
+
+
 def test_a_personal_head_is_neither_sent_nor_overwritten() -> None:
     plan = blueprint()
     client, model = FederatedClient(plan, "worker-0", personal="head"), published(plan)
@@ -152,6 +161,8 @@ def test_a_client_that_diverges_says_so_and_is_back_where_it_was() -> None:
     assert 0 < receipt.num_updates < 50
     assert receipt.num_samples == 8 * receipt.num_updates
     assert np.array_equal(client.learner.online.vector.numpy(), model.vector)
+    assert np.array_equal(client.learner.target.vector.numpy(), model.vector)
+    assert float(client.learner.optimizer.num_steps) == 0.0, "moments that led there are forgotten"
 
 
 def test_a_new_life_has_the_saved_replay_and_head_but_other_episodes(tmp_path: Path) -> None:
@@ -163,6 +174,7 @@ def test_a_new_life_has_the_saved_replay_and_head_but_other_episodes(tmp_path: P
     again.revive(str(tmp_path), "00001", files, 1, 5)
     assert len(again.replay) == len(client.replay) == 16
     assert np.array_equal(again.learner.online.vector, client.learner.online.vector)
+    assert again.actor.generator.random() != client.actor.generator.random()
     empty = FederatedClient(plan, "worker-0")
     empty.revive(str(tmp_path), "", [], 1, 5)
     assert len(empty.replay) == 0

@@ -255,6 +255,12 @@ def test_clients_join_and_leave_between_rounds_and_keep_their_names() -> None:
     left = [event for event in game.play(8) if isinstance(event, CrewChanged)]
     assert [event.why for event in left] == ["worker-4 left", "worker-3 left", "worker-2 left"]
     assert game.names()[-1] == ["worker-0", "worker-1"]
+    game.control.num_workers = 3
+    game.play(12)
+    assert game.names()[-1] == ["worker-0", "worker-1", "worker-2"]
+    game.check_counts()
+    # A stub that is told another count than its own raises, and would be restarted.
+    assert not any(name.startswith("restarts") for name in game.control.tallies)
 
 
 @pytest.mark.parametrize(
