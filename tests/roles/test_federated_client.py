@@ -153,7 +153,7 @@ def test_moments_are_kept_or_begin_anew() -> None:
 
 
 def test_a_client_that_diverges_says_so_and_is_back_where_it_was() -> None:
-    plan = blueprint(learning_rate=1e30, loss="mse")
+    plan = blueprint(learning_rate=1e30, loss="mse", target_update="soft", target_tau=0.5)
     model = published(plan)
     client = FederatedClient(plan, "worker-0")
     receipt, sent = train(client, model, num_updates=50)
