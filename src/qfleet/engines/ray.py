@@ -106,6 +106,7 @@ class Engine:
     """
 
     is_concurrent = True
+    is_one_process = False
 
     def __init__(self, config: Config, seed: int) -> None:
         self.config = config

@@ -140,7 +140,10 @@ class CrewChanged(Event):
 class SnapshotPublished(Event):
     """A snapshot of the parameters is ready; `future` stands for it in further calls.
 
-    `personal` are the snapshots that clients keep for themselves, by the name of their environment.
+    Attributes:
+        version, future: the run's model.
+        personal: by worker, the completed call whose payload is that worker's own whole snapshot, where workers keep
+            some parameters to themselves.
     """
 
     version: int
