@@ -33,6 +33,11 @@ def all_reduce(num_workers: int, **changes: Any) -> dict[str, Any]:
     return SCHEDULED | changes | {"strategy": "all_reduce", "strategy.num_workers": num_workers}
 
 
+def without_lags(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Records without what serial training has nothing to say about: how old things were when they were used."""
+    return [{k: v for k, v in line.items() if not k.startswith(("policy_lag", "share_"))} for line in lines]
+
+
 @pytest.mark.parametrize("env_id", ENVS)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_one_rank_is_serial_bit_for_bit(experiment: MakeExperiment, tmp_path: Path, env_id: str, variant: str) -> None:
@@ -41,7 +46,8 @@ def test_one_rank_is_serial_bit_for_bit(experiment: MakeExperiment, tmp_path: Pa
     alone = experiment(env_id, all_reduce(1, **VARIANTS[variant]), run_dir="alone").run()
     assert alone["parameters_sha256"] == serial["parameters_sha256"] is not None
     assert {key: alone[key] for key in COUNTS} == {key: serial[key] for key in COUNTS}
-    assert records(tmp_path / "alone") == records(tmp_path / "serial"), "losses, validations and their moments"
+    first, second = (without_lags(records(tmp_path / name)) for name in ("alone", "serial"))
+    assert first == second, "losses, validations and their moments"
     assert serial["num_updates"] > 15
 
 

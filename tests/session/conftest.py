@@ -49,7 +49,7 @@ def beside(monkeypatch: pytest.MonkeyPatch) -> Callable[..., type[Beside]]:
 
     def use(**attributes: int) -> type[Beside]:
         engine = type("Engine", (Beside,), attributes)
-        monkeypatch.setattr("qfleet.experiment.load_engine", lambda config: engine(config.engine, config.seed))
+        monkeypatch.setattr("qfleet.experiment.load_engine", lambda config, run_dir: engine(config.engine, config.seed))
         return engine
 
     return use
