@@ -58,7 +58,10 @@ def summarize(session: Session, num_threads: int) -> dict[str, object]:
 
 def _held_out(session: Session, best: ParamSnapshot) -> dict[str, object]:
     """The best policy's score on episode seeds that no decision has looked at."""
-    by_name = session.validation.play(best, session.config.evaluation.final_episodes, "held-out")
+    folders = {name: session.run_dir / "best" / name for name in session.validation.blueprints if name}
+    personal = {name: read_policy(folder)[2] for name, folder in folders.items() if (folder / "policy.json").is_file()}
+    num_episodes = session.config.evaluation.final_episodes
+    by_name = session.validation.play(best, num_episodes, "held-out", personal=personal)
     score = return_statistics([value for returns in by_name.values() for value in returns])
     return score | {f"return_{name}": float(np.mean(returns)) for name, returns in by_name.items() if name}
 

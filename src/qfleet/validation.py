@@ -11,6 +11,7 @@ The evaluator is called on its own lane and once at a time, so that it never cha
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -87,7 +88,8 @@ class Validation:
         config: the complete configuration.
         blueprints: what to evaluate on, by name: `evaluation_blueprints` of the strategy's module, else
             {"": blueprint}. Each is played with all of `evaluation.episodes`; the validation return is the mean over
-            all of them.
+            all of them. Where a client keeps parameters of its own, its own snapshot is what counts there, and is kept
+            as best/<name> beside the global one.
         engine, run_dir, control, schedule, metrics: the session's.
     """
 
@@ -164,15 +166,27 @@ class Validation:
                 continue
             yield from self._received(self.job, receipt)
 
-    def play(self, snapshot: ParamSnapshot, num_episodes: int, *seed_names: str | int) -> dict[str, list[float]]:
+    def play(
+        self,
+        snapshot: ParamSnapshot,
+        num_episodes: int,
+        *seed_names: str | int,
+        personal: Mapping[str, ParamSnapshot] | None = None,
+    ) -> dict[str, list[float]]:
         """Wait for complete episodes on every environment, seeded by name; their returns by environment.
+
+        Args:
+            snapshot: what plays, but where `personal` has another one of the environment's name.
+            num_episodes: on each environment.
+            seed_names: of the episodes.
+            personal: what plays instead, by environment.
 
         Raises:
             RestartsExhausted: the evaluator died too often.
         """
         self.drop()
         returns: dict[str, list[float]] = {}
-        for call in self._calls(snapshot, num_episodes, seed_names):
+        for call in self._calls(snapshot, num_episodes, seed_names, personal):
             while call.label not in returns:
                 self._submit(call)
                 done = None
@@ -185,11 +199,16 @@ class Validation:
         return returns
 
     def _calls(
-        self, snapshot: Future | ParamSnapshot, num_episodes: int, seed_names: tuple[str | int, ...]
+        self,
+        snapshot: Future | ParamSnapshot,
+        num_episodes: int,
+        seed_names: tuple[str | int, ...],
+        personal: Mapping[str, Future] | Mapping[str, ParamSnapshot] | None = None,
     ) -> Iterator[_Call]:
         for name in self.blueprints:
             names = (*seed_names, name) if name else seed_names
-            yield _Call(name, name, snapshot, num_episodes, derive_seed(self.config.seed, *names))
+            playing = (personal or {}).get(name, snapshot)
+            yield _Call(name, name, playing, num_episodes, derive_seed(self.config.seed, *names))
 
     def _begin(self, job: Job) -> None:
         self.schedule.num_evaluations += 1
@@ -220,7 +239,8 @@ class Validation:
             job.is_confirming = True
             if stop.confirm_episodes > self.config.evaluation.episodes:
                 seed_names = ("confirmation", job.index)
-                job.calls.extend(self._calls(job.event.future, stop.confirm_episodes, seed_names))
+                calls = self._calls(job.event.future, stop.confirm_episodes, seed_names, job.event.personal)
+                job.calls.extend(dataclasses.replace(call, label=self._judged(job, call.env)) for call in calls)
         if job.calls:
             self._submit(job.calls[0])
             return
@@ -232,7 +252,11 @@ class Validation:
         return self.target_return is not None and float(np.mean(self._returns(job))) >= self.target_return
 
     def _returns(self, job: Job) -> list[float]:
-        return [value for name in self.blueprints for value in job.returns[name]]
+        return [value for name in self.blueprints for value in job.returns[self._judged(job, name)]]
+
+    def _judged(self, job: Job, name: str) -> str:
+        """Whose returns count on an environment: those of the client's own snapshot, where it keeps one."""
+        return f"personal_{name}" if name in job.event.personal else name
 
     def _conclude(self, job: Job) -> Validated:
         schedule, moment, returns = self.schedule, job.moment, self._returns(job)
@@ -271,6 +295,11 @@ class Validation:
             return False
         assert isinstance(snapshot, ParamSnapshot)
         facts = {"mean_return": mean_return, "episodes": num_episodes, "num_env_steps": job.moment.num_env_steps}
+        for name, future in job.event.personal.items():
+            if name in self.blueprints:
+                own = self.engine.payload(future)
+                assert isinstance(own, ParamSnapshot)
+                save_policy(self.run_dir / "best" / name, self.config, self.spec, own, facts)
         save_policy(self.run_dir / "best", self.config, self.spec, snapshot, facts)
         self.schedule.best_return = mean_return
         return True

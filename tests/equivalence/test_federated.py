@@ -123,3 +123,24 @@ def test_a_run_replays_from_its_seed_and_looking_changes_nothing(experiment: Mak
     assert first == again
     assert first[0] != other[0]
     assert watched[:3] == first[:3]
+
+
+def test_clients_that_keep_their_heads_are_judged_by_them(experiment: MakeExperiment, tmp_path: Path) -> None:
+    changes = {
+        "strategy": "federated",
+        "strategy.num_workers": 2,
+        "strategy.personal": "head",
+        "algo.learning_rate": 0.01,
+        "algo.gamma": 0.0,
+        "replay.samples_per_insert": 8.0,
+        "stop.max_env_steps": 1200,
+        "evaluation.every_env_steps": 400,
+        "evaluation.final_episodes": 20,
+    }
+    summary = experiment("qfleet/Identity-v0", changes).run()
+    names = sorted(path.parent.name for path in (tmp_path / "run" / "best").glob("*/policy.json"))
+    assert len(names) == 2, "each client's own policy is kept beside the global one"
+    score = summary["eval"]
+    assert isinstance(score, dict)
+    assert score["mean_return"] == 1.0, "the global model's head has never been trained; the clients' have"
+    assert {f"return_{name}" for name in names} <= score.keys()
