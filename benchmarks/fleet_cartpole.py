@@ -165,7 +165,7 @@ def main() -> None:
         f"Minimum / median / maximum over the seeds solved, of seeds {seeds[0]} to {seeds[-1]}; interleaved by seed, "
         "one run at a time, one torch thread in each process.",
         f"Solved: a validation confirmed the target and 100 held-out episodes have a mean of at least {TARGET:g}. The "
-        "training clock starts at the first answer of a worker, when all processes stand, and pauses for validation.",
+        "training clock starts at the first answer of a worker and pauses for validation.",
         "Staleness: mean, in versions, of the pushes merged; median over seeds. Of strategies without pushes: by how "
         "many versions the policy lagged that collected (policy_lag).",
         f"Commands that failed: {failed}.",
