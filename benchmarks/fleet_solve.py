@@ -182,7 +182,7 @@ def main() -> None:
         f"Solved: the first greedy evaluation over 100 complete episodes with a mean of at least {args.target:g}; of "
         "qfleet, 100 held-out episodes must say so too.",
         "Training seconds: of qfleet from the first answer of a worker (another may still be starting), of RLlib from "
-        "the first train(), when all its processes stand. Evaluation is outside; the whole command has everything in it.",
+        "the first train(), when all its processes stand. Evaluation is outside; the whole command has all in it.",
         *ratio_notes(own, theirs, best.name, args.target),
         "RLlib: its tuned example's values, which are for no env runners; by its own choice it makes one update every "
         f"{5 * args.workers} env steps with {args.workers}; a training intensity (transitions trained on per one "
