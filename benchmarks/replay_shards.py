@@ -110,9 +110,7 @@ class MeasuredShard(ReplayShard):
 
     def __init__(self, blueprint: Blueprint, name: str, index: int, sends_packed: bool) -> None:
         super().__init__(blueprint, name, index)
-        if sends_packed:
-            storage: Any = self.replay.storage
-            storage.gather = storage.gather_packed
+        self.sends_packed = sends_packed
 
     def sample(self, counts: list[int]) -> Reply:
         reply = super().sample(counts)

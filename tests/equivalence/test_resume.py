@@ -13,7 +13,9 @@ import pytest
 from gymnasium import spaces
 
 from qfleet.experiment import Experiment
+from qfleet.roles.replay_shard import Draw, ReplayShard
 from qfleet.session import CheckpointSaved
+from qfleet.types import Reply
 from qfleet.validation import Validated
 
 MakeExperiment = Callable[..., Experiment]
@@ -192,3 +194,28 @@ def test_only_the_stop_rule_may_change_on_resume(experiment: MakeExperiment, tmp
         Experiment.resume(tmp_path / "run", {"algo.gamma": 0.5})
     with pytest.raises(UsageError, match="no run here"):
         Experiment.resume(tmp_path / "nothing-99")
+
+
+@pytest.mark.parametrize("sampler", ["uniform", "prioritized"])
+def test_packed_transport_between_actors_shards_and_learner_changes_nothing(
+    experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch, sampler: str
+) -> None:
+    sent: list[str] = []
+    real = ReplayShard.sample
+
+    def sample(self: ReplayShard, counts: list[int]) -> Reply:
+        reply = real(self, counts)
+        assert isinstance(reply.payload, Draw)
+        sent.extend(type(one).__name__ for one in reply.payload.samples if one is not None)
+        return reply
+
+    monkeypatch.setattr(ReplayShard, "sample", sample)
+    changes = SCHEDULED | {"replay.sampler": sampler, "algo.n_step": 2}
+    changes |= {"strategy": "distributed_replay", "strategy.num_workers": 2, "strategy.num_shards": 2}
+    hashes = []
+    for once, kind in ((True, "PackedSample"), (False, "Sample")):
+        sent.clear()
+        run = experiment("Film-v0", changes | {"replay.store_frames_once": once}, run_dir=kind, env=Film)
+        hashes.append(run.run()["parameters_sha256"])
+        assert set(sent) == {kind}
+    assert hashes[0] == hashes[1] is not None

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qfleet.errors import QfleetError
-from qfleet.replay.packing import PackedTransitions
+from qfleet.replay.packing import PackedSample, PackedTransitions
 from qfleet.replay.storage import Storage
 from qfleet.types import IntArray, Sample, Transitions
 
@@ -97,6 +97,10 @@ class Replay(Protocol):
         Raises:
             EmptyReplayError: nothing was inserted yet.
         """
+        ...
+
+    def sample_packed(self, batch_size: int) -> PackedSample:
+        """As `sample`, each frame once; for observations that are stacks of frames."""
         ...
 
     def update_priorities(self, keys: IntArray, priorities: FloatVector) -> int:

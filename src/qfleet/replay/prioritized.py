@@ -21,7 +21,7 @@ from qfleet.replay.buffer import (
     leaf_without_priority,
 )
 from qfleet.replay.memory import check_memory
-from qfleet.replay.packing import PackedTransitions
+from qfleet.replay.packing import PackedSample, PackedTransitions
 from qfleet.replay.storage import RingStorage, Storage, required_bytes
 from qfleet.replay.uniform import check_generator_state
 from qfleet.types import EnvSpec, IntArray, Sample, Transitions
@@ -117,6 +117,16 @@ class PrioritizedReplay:
         Raises:
             EmptyReplayError: nothing was inserted yet.
         """
+        keys, slots, probabilities = self._draw(batch_size)
+        return Sample(keys, self.storage.gather(slots), probabilities, len(self.storage))
+
+    def sample_packed(self, batch_size: int) -> PackedSample:
+        """As `sample`, each frame once: for a learner in another process. Observations must be stacks of frames."""
+        keys, slots, probabilities = self._draw(batch_size)
+        return PackedSample(keys, self.storage.gather_packed(slots), probabilities, len(self.storage))
+
+    def _draw(self, batch_size: int) -> tuple[IntArray, IntArray, FloatVector]:
+        """Keys, slots and probabilities of a batch."""
         storage = self.storage
         if len(storage) == 0:
             raise EmptyReplayError("replay is empty: insert transitions before sampling")
@@ -132,7 +142,7 @@ class PrioritizedReplay:
             keys,
             probabilities,
         )
-        return Sample(keys, storage.gather(slots), probabilities, len(storage))
+        return keys, slots, probabilities
 
     def update_priorities(self, keys: IntArray, priorities: FloatVector) -> int:
         """Sets the priorities (float64 [B], |TD errors|) of `keys` (int64 [B]) whose rows are still here.

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from qfleet.errors import ConfigError
 from qfleet.replay.layout import ROWS, Layout, Table, ring_layout, row_dtype
 from qfleet.replay.memory import check_memory
-from qfleet.replay.packing import PackedTransitions, unpack
+from qfleet.replay.packing import PackedTransitions, pack, unpack
 from qfleet.types import Array, BoolArray, EnvSpec, IntArray, Transitions
 
 
@@ -41,6 +41,8 @@ class Storage(Protocol):
     def insert(self, transitions: Transitions | PackedTransitions) -> IntArray: ...
 
     def gather(self, slots: IntArray) -> Transitions: ...
+
+    def gather_packed(self, slots: IntArray) -> PackedTransitions: ...
 
     def is_live(self, keys: IntArray) -> BoolArray: ...
 
@@ -146,6 +148,10 @@ class RingStorage:
         The columns other than `action` share that block: writable, strided, fit for `torch.from_numpy`.
         """
         return transitions_of(self._records.take(slots))
+
+    def gather_packed(self, slots: IntArray) -> PackedTransitions:
+        """As `gather`, equal frames once; for observations that are stacks of frames."""
+        return pack(self.gather(slots))
 
     def is_live(self, keys: IntArray) -> BoolArray:
         """bool [B]: whether the row that each key (int64 [B]) names is still here."""

@@ -10,7 +10,7 @@ import json
 import numpy as np
 
 from qfleet.replay.buffer import EmptyReplayError, FloatVector, SamplerState
-from qfleet.replay.packing import PackedTransitions
+from qfleet.replay.packing import PackedSample, PackedTransitions
 from qfleet.replay.storage import RingStorage, Storage
 from qfleet.types import EnvSpec, IntArray, Sample, Transitions
 
@@ -67,13 +67,23 @@ class UniformReplay:
         Raises:
             EmptyReplayError: nothing was inserted yet.
         """
+        keys, slots, probabilities = self._draw(batch_size)
+        return Sample(keys, self.storage.gather(slots), probabilities, len(self.storage))
+
+    def sample_packed(self, batch_size: int) -> PackedSample:
+        """As `sample`, each frame once: for a learner in another process. Observations must be stacks of frames."""
+        keys, slots, probabilities = self._draw(batch_size)
+        return PackedSample(keys, self.storage.gather_packed(slots), probabilities, len(self.storage))
+
+    def _draw(self, batch_size: int) -> tuple[IntArray, IntArray, FloatVector]:
+        """Keys, slots and probabilities of a batch."""
         storage = self.storage
         first, end = storage.first_live_key, storage.num_inserted
         if first == end:
             raise EmptyReplayError("replay is empty: insert transitions before sampling")
         keys = self._generator.integers(first, end, batch_size)
         slots = keys if end <= storage.capacity else storage.slots_of(keys)
-        return Sample(keys, storage.gather(slots), np.full(batch_size, 1.0 / (end - first)), end - first)
+        return keys, slots, np.full(batch_size, 1.0 / (end - first))
 
     def update_priorities(self, keys: IntArray, priorities: FloatVector) -> int:
         """Does nothing and returns 0: there are no priorities here."""

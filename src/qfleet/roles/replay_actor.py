@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from qfleet.algos.base import Batch
+from qfleet.replay.packing import pack
 from qfleet.roles.actor import Actor
-from qfleet.roles.blueprint import Blueprint, copy_network
+from qfleet.roles.blueprint import Blueprint, copy_network, stores_frames_once
 from qfleet.roles.replay_shard import Insertion
 from qfleet.roles.state_file import read_state, write_state
 from qfleet.types import ParamSlice, ParamSnapshot, Progress, Receipt, Reply, SavedFile, Transitions
@@ -37,6 +38,7 @@ class ReplayActor:
         self.actor = Actor(blueprint, name, self.online, rank, num_actors)
         self.algorithm = blueprint.build_algorithm()
         self.version = self._target_version = -1
+        self._sends_packed = stores_frames_once(blueprint.replay, blueprint.spec)
         self._is_prioritized = blueprint.replay.sampler == "prioritized"
 
     def rollout(self, progress: Progress, num_vector_steps: int, newest: ParamSlice, with_target: ParamSlice) -> Reply:
@@ -105,7 +107,8 @@ class ReplayActor:
             priorities = errors.cpu().numpy().astype(np.float64)
         receipt.metrics["num_transitions"] = float(len(transitions))
         receipt.seconds["inference"] = receipt.seconds.get("inference", 0.0) + time.perf_counter() - started
-        return Reply(receipt, Insertion(transitions, priorities, self.version))
+        sent = pack(transitions) if self._sends_packed and len(transitions) else transitions
+        return Reply(receipt, Insertion(sent, priorities, self.version))
 
 
 def join_transitions(pieces: list[Transitions]) -> Transitions:

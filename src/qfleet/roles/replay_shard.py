@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from qfleet.replay.packing import PackedSample, PackedTransitions
 from qfleet.replay.redistribute import ReplaySource, merge_replay
 from qfleet.replay.segments import load_replay, save_replay
-from qfleet.roles.blueprint import Blueprint
+from qfleet.roles.blueprint import Blueprint, stores_frames_once
 from qfleet.types import IntArray, Receipt, Reply, Sample, SavedFile, Transitions
 
 
@@ -24,12 +25,12 @@ class Insertion:
     """What an actor sends.
 
     Attributes:
-        transitions: N of them.
+        transitions: N of them, packed where frames are stored once.
         priorities: float64 [N], |TD error| by the actor's own network; None for a uniform replay.
         version: of the parameters that chose the actions.
     """
 
-    transitions: Transitions
+    transitions: Transitions | PackedTransitions
     priorities: npt.NDArray[np.float64] | None
     version: int
 
@@ -41,12 +42,13 @@ class Draw:
     Attributes:
         shard: index of the shard.
         incarnation: which life of it; its keys mean nothing to another one.
-        samples: one a batch, None where the batch has nothing of this shard; probabilities are those within the shard.
+        samples: one a batch, packed where frames are stored once, None where the batch has nothing of this shard;
+            probabilities are those within the shard.
     """
 
     shard: int
     incarnation: int
-    samples: list[Sample | None]
+    samples: list[Sample | PackedSample | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,7 @@ class ReplayShard:
         self.index = index
         self.incarnation = 0
         self.replay = blueprint.build_replay(name)
+        self.sends_packed = stores_frames_once(blueprint.replay, blueprint.spec)
         self._own_paths: set[str] = (
             set()
         )  # files that hold this very replay's rows, by this life or one it went on from
@@ -102,7 +105,8 @@ class ReplayShard:
             EmptyReplayError: nothing was inserted yet.
         """
         started = time.perf_counter()
-        samples = [self.replay.sample(count) if count else None for count in counts]
+        draw = self.replay.sample_packed if self.sends_packed else self.replay.sample
+        samples = [draw(count) if count else None for count in counts]
         return Reply(self._receipt(started), Draw(self.index, self.incarnation, samples))
 
     def update_priorities(self, changes: list[NewPriorities]) -> Receipt:

@@ -16,6 +16,7 @@ import torch
 from qfleet.networks.flat import as_tensor
 from qfleet.ops.importance import global_scale
 from qfleet.ops.sharding import global_probabilities
+from qfleet.replay.packing import PackedSample, unpack_sample
 from qfleet.roles.blueprint import Blueprint
 from qfleet.roles.learner import Learner
 from qfleet.roles.replay_actor import join_transitions
@@ -198,7 +199,7 @@ def join_draws(draws: Sequence[Draw], shares: Sequence[float], index: int, num_t
         for sample, share in ((draw.samples[index], share) for draw, share in zip(draws, shares, strict=True))
         if sample is not None
     ]
-    samples = [sample for sample, _ in parts]
+    samples = [unpack_sample(sample) if isinstance(sample, PackedSample) else sample for sample, _ in parts]
     probabilities = [global_probabilities(sample.probabilities, share) for sample, share in parts]
     return Sample(
         keys=np.concatenate([sample.keys for sample in samples]),
