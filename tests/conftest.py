@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from qfleet.experiment import Experiment
+from qfleet.envs.make import probe_spec
+from qfleet.experiment import Experiment, load_engine
+from qfleet.policy import make_blueprint
+from qfleet.recipe import RunConfig, build_config, find_recipe, load_plugin
+from qfleet.strategies.base import Control, Counters, Drained, Event, Saved, SnapshotPublished
+from qfleet.types import ParamSnapshot
 
 # One thread: two tiny runs on two threads each would wait for each other more than they compute.
 torch.set_num_threads(1)
@@ -94,3 +101,67 @@ def _ray_where_it_is_tested(request: pytest.FixtureRequest) -> Iterator[None]:
     cloudpickle.register_pickle_by_value(module)
     yield
     cloudpickle.unregister_pickle_by_value(module)
+
+
+class Fleet:
+    """A strategy with its engine in a test's hands: no session, no evaluations, roles can be killed between events.
+
+    Args:
+        config: of the run.
+        folder: where checkpoints go.
+        saved: the checkpoint to continue from, and its counters.
+    """
+
+    def __init__(self, config: RunConfig, folder: Path, saved: tuple[Saved, Counters] | None = None) -> None:
+        self.config = config
+        self.engine = load_engine(config, folder.parent)
+        self.blueprint = make_blueprint(config, probe_spec(config.env, None), "cpu")
+        self.control = Control(str(folder))
+        if saved is not None:
+            self.control.counters = dataclasses.replace(saved[1])
+            self.control.saved_files, self.control.saved_tag = saved[0].files, saved[0].tag
+        strategy = load_plugin("strategy", config.strategy.name)
+        checkpoint = None if saved is None else saved[0]
+        self.events = strategy.run(self.engine, self.blueprint, config.strategy, self.control, checkpoint)
+
+    def until(self, is_enough: Callable[[Counters], bool]) -> list[Event]:
+        """Run until the counters satisfy `is_enough`; the events on the way."""
+        seen = []
+        while not is_enough(self.control.counters):
+            seen.append(next(self.events))
+        return seen
+
+    def until_snapshot(self) -> ParamSnapshot:
+        """Ask for a snapshot and bring it."""
+        self.control.snapshot_wanted = True
+        event = next(event for event in self.events if isinstance(event, SnapshotPublished))
+        snapshot = self.engine.payload(event.future)
+        assert isinstance(snapshot, ParamSnapshot)
+        return snapshot
+
+    def drain(self, tag: str) -> tuple[Saved, Counters]:
+        """A checkpoint, as the session would commit it."""
+        self.control.drain_tag = tag
+        event = next(event for event in self.events if isinstance(event, Drained))
+        state = json.loads(json.dumps(event.state))
+        self.control.saved_files, self.control.saved_tag, self.control.drain_tag = event.files, tag, None
+        return Saved(tag, event.files, state), dataclasses.replace(self.control.counters)
+
+    def role(self, name: str) -> Any:
+        """The object behind a role of the inline engine."""
+        return self.engine._roles[name].built
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Iterator[Callable[..., Fleet]]:
+    """fleet({"strategy": "...", "env.id": "..."}, saved=None): a tiny strategy to drive by hand."""
+    made: list[Fleet] = []
+
+    def make(changes: dict[str, Any], saved: tuple[Saved, Counters] | None = None) -> Fleet:
+        config = build_config(find_recipe("vector").values, list({**TINY, **changes}.items()))
+        made.append(Fleet(config, tmp_path / "checkpoints", saved))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.engine.close()

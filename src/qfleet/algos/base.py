@@ -120,6 +120,9 @@ class Algorithm(Protocol):
     ) -> LossOutput:
         """Fill online.gradient from a batch; `weights_B` are importance weights, None for all ones."""
 
+    def priorities(self, online: FlatNetwork, target: FlatNetwork, batch: Batch) -> Tensor:
+        """float [B], what `backpropagate` would report as priority; no gradient. For an actor's own insertions."""
+
 
 def infer_action_values(algorithm: Algorithm, network: FlatNetwork, obs: Array) -> FloatArray:
     """One inference call for a batch of observations, no gradient: [E, *O] -> float32 [E, A]."""

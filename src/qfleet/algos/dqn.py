@@ -89,6 +89,12 @@ class Algorithm:
         gradient_BA = q_learning.scatter_to_actions(gradient_B, action_B, q_values_BA.shape[1])
         return gradient_BA, LossOutput(losses_B.mean(), error_B.abs(), value_B.mean())
 
+    @torch.no_grad()
+    def priorities(self, online: FlatNetwork, target: FlatNetwork, batch: Batch) -> Tensor:
+        """|TD error| of each transition, as `loss` reports it: float [B]."""
+        value_B = q_learning.select_action_values(online.infer(batch.obs), batch.action)
+        return (value_B - self.targets(online, target, batch)).abs()
+
     def backpropagate(
         self, online: FlatNetwork, target: FlatNetwork, batch: Batch, weights_B: Tensor | None
     ) -> LossOutput:

@@ -60,6 +60,7 @@ class Replay(Protocol):
         capacity: most transitions kept.
         num_inserted: transitions inserted since the beginning, overwritten ones included.
         nbytes: bytes when full, the sampler's own included.
+        total: what one draw divides by: the sum of exponentiated priorities, the number of rows of a uniform replay.
     """
 
     storage: Storage
@@ -72,6 +73,9 @@ class Replay(Protocol):
 
     @property
     def nbytes(self) -> int: ...
+
+    @property
+    def total(self) -> float: ...
 
     def __len__(self) -> int: ...
 

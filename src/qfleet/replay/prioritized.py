@@ -80,6 +80,11 @@ class PrioritizedReplay:
         """Bytes when full, the tree's included."""
         return self.storage.nbytes + self._tree.nbytes
 
+    @property
+    def total(self) -> float:
+        """The sum of (p + epsilon)^alpha over the rows."""
+        return self._tree.total
+
     def __len__(self) -> int:
         return len(self.storage)
 

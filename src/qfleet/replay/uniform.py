@@ -49,6 +49,11 @@ class UniformReplay:
         """Bytes when full."""
         return self.storage.nbytes
 
+    @property
+    def total(self) -> float:
+        """The number of rows: each weighs 1."""
+        return float(len(self.storage))
+
     def __len__(self) -> int:
         return len(self.storage)
 
