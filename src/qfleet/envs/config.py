@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, FiniteFloat
 
 from qfleet.config import Section
 
@@ -23,6 +23,8 @@ class EnvConfig(Section):
             ("my_package:MyEnv-v0"), or a callable that returns an environment ("my_package.module:MyEnv").
             None leaves it open, for a recipe that takes the environment from the command line.
         kwargs: keyword arguments for the environment's constructor.
+        attributes: numbers of the unwrapped environment that are set once it is made, such as CartPole's `length` and
+            `gravity`; what CartPole computes from them follows.
         num_envs: environments stepped together by one role.
         vectorization: "native" is the environment's own vector version, "sync" steps one copy after the other
             in this process, "subprocess" gives each copy a process, "auto" is native where it fits, else sync.
@@ -36,6 +38,7 @@ class EnvConfig(Section):
 
     id: str | None = None
     kwargs: dict[str, object] = Field(default_factory=dict)
+    attributes: dict[str, FiniteFloat] = Field(default_factory=dict)
     num_envs: int = Field(default=16, ge=1)
     vectorization: Vectorization = "auto"
     autoreset: Autoreset = "auto"

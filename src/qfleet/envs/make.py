@@ -17,6 +17,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import AutoresetMode
 
+from qfleet.envs.attributes import set_attributes
 from qfleet.envs.config import EnvConfig
 from qfleet.envs.masks import read_masks
 from qfleet.envs.source import EnvFactory, EnvSource, find_source, first_line, missing_package
@@ -122,6 +123,11 @@ def _make_native(source: EnvSource, autoreset: str, num_envs: int) -> AnyVectorE
         raise _UnusableError(str(missing_package(source.label, error))) from error
     except (TypeError, gym.error.Error) as error:
         raise _UnusableError(" ".join(str(error).split())) from error
+    try:
+        set_attributes(env, source.attributes, source.label)
+    except UsageError as error:
+        env.close()
+        raise _UnusableError(str(error)) from error
     reason = _misfit(env, source, autoreset)
     if reason is not None:
         env.close()

@@ -16,6 +16,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec as Registration
 
+from qfleet.envs.attributes import set_attributes
 from qfleet.envs.config import EnvConfig
 from qfleet.envs.spaces import SingleEnv, adapt_spaces
 from qfleet.errors import EnvError, MissingExtraError, UsageError
@@ -40,6 +41,7 @@ class EnvSource:
         registration: Gymnasium's entry, or None where `factory` makes it.
         factory: a callable that takes `kwargs`, or None where Gymnasium makes it.
         kwargs: for the constructor.
+        attributes: numbers to set on what it made.
         max_episode_steps: the time limit asked for, None to keep the registered one.
         discretize: values per dimension of a continuous action.
     """
@@ -48,6 +50,7 @@ class EnvSource:
     registration: Registration | None
     factory: EnvFactory | None
     kwargs: dict[str, object]
+    attributes: dict[str, float]
     max_episode_steps: int | None
     discretize: int | None
 
@@ -68,7 +71,8 @@ class EnvSource:
 
         Raises:
             MissingExtraError: it needs a package that is not installed.
-            UsageError: unknown constructor arguments, not a gymnasium.Env, or spaces that cannot be adapted.
+            UsageError: unknown constructor arguments or attributes, not a gymnasium.Env, or spaces that cannot be
+                adapted.
             EnvError: its constructor failed.
         """
         try:
@@ -87,6 +91,7 @@ class EnvSource:
             # A user's constructor may raise anything; the traceback stays behind it as the cause.
             message = f"environment {self.label} could not be made: {type(error).__name__}: {first_line(error)}"
             raise EnvError(message) from error
+        set_attributes(env, self.attributes, self.label)
         return adapt_spaces(env, self.label, self.discretize)
 
     def _construct(self) -> SingleEnv:
@@ -121,7 +126,15 @@ def find_source(config: EnvConfig, factory: EnvFactory | None = None) -> EnvSour
         registration, factory = _find_in_module(label)
     else:
         registration = _find_registered(label)
-    return EnvSource(label, registration, factory, dict(config.kwargs), config.max_episode_steps, config.discretize)
+    return EnvSource(
+        label,
+        registration,
+        factory,
+        dict(config.kwargs),
+        dict(config.attributes),
+        config.max_episode_steps,
+        config.discretize,
+    )
 
 
 def missing_package(label: str, error: Exception) -> MissingExtraError:

@@ -34,7 +34,7 @@ class Worker:
 
     def __init__(self, blueprint: Blueprint, name: str, rank: int = 0, num_workers: int = 1) -> None:
         self.name = name
-        self.learner = Learner(blueprint, name)
+        self.learner = self.build_learner(blueprint)
         self.actor = Actor(blueprint, name, self.learner.online, rank, num_workers)
         self.replay = blueprint.build_replay(name)
         self.batch_size = blueprint.algo.batch_size
@@ -128,6 +128,10 @@ class Worker:
         self.actor.load_state_dict(arrays, actor_values, tag)
         self.load_extra_state(arrays)
         return Receipt(version=self.learner.version)
+
+    def build_learner(self, blueprint: Blueprint) -> Learner:
+        """What this kind of worker trains with."""
+        return Learner(blueprint, self.name)
 
     def extra_state(self) -> dict[str, np.ndarray]:
         """Arrays that a kind of worker has to save beside those of every worker."""

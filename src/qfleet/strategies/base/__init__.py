@@ -7,7 +7,7 @@ A strategy's module holds `Config` (its section of a recipe) and `run` (the gene
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -138,10 +138,17 @@ class CrewChanged(Event):
 
 @dataclass(frozen=True, slots=True)
 class SnapshotPublished(Event):
-    """A snapshot of the parameters is ready; `future` stands for it in further calls."""
+    """A snapshot of the parameters is ready; `future` stands for it in further calls.
+
+    Attributes:
+        version, future: the run's model.
+        personal: by worker, the completed call whose payload is that worker's own whole snapshot, where workers keep
+            some parameters to themselves.
+    """
 
     version: int
     future: Future
+    personal: Mapping[str, Future] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
