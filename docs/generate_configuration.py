@@ -38,13 +38,15 @@ qfleet train CartPole-v1 --set algo.learning_rate=0.001 --set 'network.hidden=[2
 - "not set" is the absence of a value. Where a field outside of `[env]` has a default and may also be off, the word
   `none` switches it off: `--set algo.optimizer.max_grad_norm=none`.
 - A table's name alone stands for one field of it: SHORTHANDS.
-- A resumed run takes changes to `stop.*`, `checkpoint.*`, `logging.*`, `device` and `num_threads` only.
+- A resumed run takes changes to `stop.*`, `checkpoint.*`, `logging.*`, `engine.*`, `device` and `num_threads`, and to
+  the strategy's numbers of roles, restart limits and placement; to nothing that decides what is learned.
 """
 
 MEANINGS = {
     "seed": "The one seed; every role derives its own random numbers from it by name.",
     "device": 'Where the networks live; "auto" is CUDA where torch sees it, else the CPU.',
-    "num_threads": 'torch\'s threads in this process; "auto" is 1 for vector observations, all cores for images.',
+    "num_threads": 'torch\'s threads in each process; "auto" is 1 for vector observations and where every role has a '
+    "process of its own, else all cores for images.",
     "algo.name": "Which algorithm: a module in `qfleet/algos/`.",
     "algo.learning_rate": "Step size, before `algo.optimizer.schedule`.",
     "algo.batch_size": "Transitions in one update.",

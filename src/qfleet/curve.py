@@ -163,7 +163,8 @@ def _add_seconds(axes: Axes, records: list[dict[str, Any]]) -> None:
     """A second axis on top: training seconds at the env steps where they passed."""
     from matplotlib.ticker import MaxNLocator
 
-    timed = [record for record in records if "train_seconds" in record]
+    # A validation beside training is written down after lines that are younger than its snapshot.
+    timed = sorted((record for record in records if "train_seconds" in record), key=lambda one: one["train_seconds"])
     steps, seconds = _column(timed, "num_env_steps"), _column(timed, "train_seconds")
     if len(timed) < 2 or seconds[-1] <= seconds[0]:
         return

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from qfleet.checkpoint import CheckpointStore, Manifest
@@ -27,22 +26,27 @@ from qfleet.engines.base import Engine, HostingEngine
 from qfleet.envs.make import probe_spec
 from qfleet.envs.source import EnvFactory
 from qfleet.errors import CheckpointError, QfleetError, UsageError
-from qfleet.machine import LOCK_NAME, RunLock, choose_device, choose_num_threads, set_up_torch
+from qfleet.machine import LOCK_NAME, RunLock, choose_device, choose_num_threads, is_one_process, set_up_torch
+from qfleet.outcome import describe_roles, replay_parts, summarize
 from qfleet.policy import make_blueprint, read_policy
 from qfleet.recipe import (
     RESUMABLE,
+    RESUMABLE_COUNTS,
     Recipe,
     RunConfig,
     build_config,
     change_config,
+    check_fit,
     find_recipe,
+    is_resumable,
     list_recipes,
     load_plugin,
     read_config,
     recipe_for_env,
 )
 from qfleet.roles.blueprint import Blueprint, replay_bytes
-from qfleet.session import Schedule, Session, has_reached, limit_met, target_return
+from qfleet.schedule import Schedule, has_reached, limit_met, target_return
+from qfleet.session import Session
 from qfleet.storage import write_file
 from qfleet.strategies.base import Counters, Event
 from qfleet.types import EnvSpec
@@ -82,6 +86,7 @@ class Experiment:
         self._interrupted = False
         if env is None and config.env.id is None:
             raise UsageError("env.id: no environment is named; give one, for example qfleet train CartPole-v1")
+        check_fit(config)
 
     @classmethod
     def from_recipe(
@@ -127,8 +132,9 @@ class Experiment:
 
         Args:
             run_dir: the run directory.
-            overrides: changes to stop.*, checkpoint.*, logging.*, device and num_threads only; with another device or
-                thread count, the run goes on but no longer bit for bit.
+            overrides: changes to stop.*, checkpoint.*, logging.*, engine.*, device, num_threads, and the strategy's
+                numbers of roles, restart limits and placement only; on another device, engine, thread count or number
+                of roles the run goes on, but no longer bit for bit.
 
         Raises:
             UsageError: no run there, or an override that would change what is learned.
@@ -139,9 +145,10 @@ class Experiment:
             raise UsageError(f"{folder}: no run here (config.toml is missing)")
         changes = list((overrides or {}).items())
         for key, _ in changes:
-            if key.split(".")[0] not in RESUMABLE:
+            if not is_resumable(key):
+                names = ", ".join([*sorted(RESUMABLE), *(f"strategy.{name}" for name in sorted(RESUMABLE_COUNTS))])
                 raise UsageError(
-                    f"--resume with {key}: a resumed run keeps its settings except {', '.join(sorted(RESUMABLE))}; "
+                    f"--resume with {key}: a resumed run keeps its settings except {names}; "
                     f"to start anew from its weights use --set init.from={folder}"
                 )
         experiment = cls(change_config(read_config(folder / "config.toml"), changes), folder, env)
@@ -187,7 +194,9 @@ class Experiment:
             # A summary of before would pass for the result of what begins now.
             (self.run_dir / "summary.json").unlink(missing_ok=True)
             num_threads = set_up_torch(self.config, spec)
-            session = Session(self.config, blueprint, engine, strategy.run, self.run_dir, self._manifest)
+            evaluated = getattr(strategy, "evaluation_blueprints", None)
+            blueprints = None if evaluated is None else evaluated(blueprint, self.config.strategy)
+            session = Session(self.config, blueprint, engine, strategy.run, self.run_dir, self._manifest, blueprints)
             self.session = session
             if self._interrupted:
                 session.interrupt()
@@ -214,18 +223,25 @@ class Experiment:
         return self._spec
 
     def describe(self) -> str:
-        """What is about to run, in one line, before it starts: the choices, and the replay's size in memory."""
+        """What is about to run, in one line: the choices, how many roles, and the replay's size over all of them."""
         config, num_threads = self.config, choose_num_threads(self.config, self.spec)
+        threads = f"{num_threads} thread{'s' if num_threads != 1 else ''}"
+        if not is_one_process(config):
+            threads += " per role"
         origin = "no recipe" if self.recipe is None else f"recipe {self.recipe}"
         if self._is_resumed:
             origin = f"resumed at {self._counters().num_env_steps:,} env steps"
-        capacity, num_bytes = config.replay.capacity, replay_bytes(config.replay, self.spec)
+        num_parts = replay_parts(config)
+        per_part = -(-config.replay.capacity // num_parts)
+        num_bytes = num_parts * replay_bytes(config.replay.model_copy(update={"capacity": per_part}), self.spec)
+        over = f" over {num_parts} roles" if num_parts > 1 else ""
         return ", ".join(
             [
                 f"{config.env.id} ({origin}): {config.algo.name} x {config.strategy.name} x {config.engine.name}",
+                *describe_roles(config),
                 f"seed {config.seed}",
-                f"{choose_device(config.device, self.spec)}, {num_threads} thread{'s' if num_threads != 1 else ''}",
-                f"replay: {capacity:,} transitions, {num_bytes / 1e6:,.1f} MB",
+                f"{choose_device(config.device, self.spec)}, {threads}",
+                f"replay: {num_parts * per_part:,} transitions, {num_bytes / 1e6:,.1f} MB{over}",
                 f"run dir: {self.run_dir}",
             ]
         )
@@ -289,34 +305,8 @@ class Experiment:
             )
 
     def _finish(self, session: Session, started: float, num_threads: int) -> dict[str, object]:
-        counters, tracker, schedule = session.control.counters, session.tracker, session.schedule
-        env_steps_per_second, updates_per_second = tracker.rates()
         interrupted = session.stop_reason == "interrupted"
-        summary: dict[str, object] = {
-            "run_dir": str(self.run_dir),
-            "env": self.config.env.id,
-            "algo": self.config.algo.name,
-            "strategy": self.config.strategy.name,
-            "engine": self.config.engine.name,
-            "seed": self.config.seed,
-            "stop_reason": session.stop_reason,
-            "num_env_steps": counters.num_env_steps,
-            "num_updates": counters.num_updates,
-            "num_episodes": tracker.num_episodes,
-            "train_seconds": tracker.train_seconds,
-            "reached": schedule.env_steps_to_threshold is not None,
-            "target_return": session.target_return,
-            "env_steps_to_threshold": schedule.env_steps_to_threshold,
-            "seconds_to_threshold": schedule.seconds_to_threshold,
-            "validation_return": schedule.best_return,
-            "eval": None if interrupted else self._held_out(session),
-            "samples_per_insert_asked": self.config.replay.samples_per_insert,
-            "samples_per_insert_measured": tracker.samples_per_insert,
-            "env_steps_per_second": env_steps_per_second,
-            "updates_per_second": updates_per_second,
-            "num_threads": num_threads,
-            "parameters_sha256": session.parameters_sha256(),
-        }
+        summary = summarize(session, num_threads)
         try:
             draw_learning_curve(self.run_dir, summary)
         except Exception as error:
@@ -326,23 +316,6 @@ class Experiment:
         if not interrupted:  # a summary in the run directory says that the run is complete
             write_file(self.run_dir, "summary.json", json.dumps(summary, indent=1).encode())
         return summary
-
-    def _held_out(self, session: Session) -> dict[str, object]:
-        """The best policy's score on episode seeds that no decision has looked at."""
-        _, _, snapshot, _ = read_policy(self.run_dir / "best")
-        returns = session.evaluate(snapshot, self.config.evaluation.final_episodes, "held-out")
-        return return_statistics(returns)
-
-
-def return_statistics(returns: list[float]) -> dict[str, object]:
-    """Mean, maximum, minimum, standard deviation and count of episode returns."""
-    return {
-        "mean_return": float(np.mean(returns)),
-        "max_return": float(np.max(returns)),
-        "min_return": float(np.min(returns)),
-        "std_return": float(np.std(returns)),
-        "episodes": len(returns),
-    }
 
 
 def choose_recipe(

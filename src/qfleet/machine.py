@@ -9,7 +9,7 @@ from typing import IO
 import torch
 
 from qfleet.errors import QfleetError, UsageError
-from qfleet.recipe import RunConfig
+from qfleet.recipe import RunConfig, load_plugin
 from qfleet.types import EnvSpec
 
 
@@ -29,14 +29,22 @@ def choose_device(wanted: str, spec: EnvSpec) -> str:
 
 
 def choose_num_threads(config: RunConfig, spec: EnvSpec) -> int:
-    """torch's threads for this run.
+    """torch's threads in each process of this run.
 
-    Small networks lose more to a second thread's wake-up than it brings, so vectors get one thread, images all cores.
+    Small networks lose more to a second thread's wake-up than it brings, so vectors get one thread, images all cores;
+    where every role has a process of its own, each gets one, for together they fill the cores.
     """
     if config.num_threads != "auto":
         return config.num_threads
+    if not is_one_process(config):
+        return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return cores if len(spec.obs_shape) >= 2 else 1
+
+
+def is_one_process(config: RunConfig) -> bool:
+    """Whether all roles share this process; an engine's class says `is_one_process = False` where they do not."""
+    return bool(getattr(load_plugin("engine", config.engine.name).Engine, "is_one_process", True))
 
 
 def set_up_torch(config: RunConfig, spec: EnvSpec) -> int:
@@ -83,3 +91,20 @@ class RunLock:
         """Let go."""
         if self._file is not None:
             self._file.close()
+
+
+def is_running(run_dir: Path) -> bool:
+    """Whether a process is training in a run directory; where the system has no locks, it is taken to be."""
+    path = run_dir / LOCK_NAME
+    try:
+        import fcntl
+    except ImportError:
+        return path.exists()
+    try:
+        with path.open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False

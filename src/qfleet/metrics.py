@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from qfleet.errors import QfleetError
+from qfleet.histogram import LagHistogram
+
+Record = dict[str, float | int | str | None]
 
 
 class MetricsWriter:
@@ -33,8 +37,10 @@ class MetricsWriter:
         """Bytes written so far."""
         return self._file.tell()
 
-    def write(self, kind: str, num_env_steps: int, values: dict[str, float | int | None]) -> None:
-        """One record; `kind` is "train" or "evaluation".
+    def write(
+        self, kind: str, num_env_steps: int, values: Record, histograms: Mapping[str, LagHistogram] | None = None
+    ) -> None:
+        """One record; `kind` is "train", "evaluation" or "event". Numbers go to TensorBoard too, and so do histograms.
 
         Raises:
             QfleetError: the disk is full.
@@ -44,8 +50,13 @@ class MetricsWriter:
             self._file.write(json.dumps(record).encode() + b"\n")
             self._file.flush()
             if self._events is not None:
-                numbers = {f"{kind}/{name}": float(value) for name, value in values.items() if value is not None}
+                numbers = {
+                    f"{kind}/{name}": float(value) for name, value in values.items() if isinstance(value, int | float)
+                }
                 self._events.write(num_env_steps, numbers)
+                self._events.write_histograms(
+                    num_env_steps, {f"{kind}/{name}": value for name, value in (histograms or {}).items()}
+                )
         except OSError as error:
             raise QfleetError(
                 f"cannot write {self.path}: {error.strerror or error}; free space and --resume"
@@ -62,7 +73,7 @@ class MetricsWriter:
 
 
 class EventLog:
-    """TensorBoard scalars, through TensorBoard's own record writer (torch's wrapper takes a second to import).
+    """TensorBoard scalars and histograms, by TensorBoard's own record writer (torch's takes a second to import).
 
     Args:
         folder: the log directory.
@@ -71,11 +82,12 @@ class EventLog:
 
     def __init__(self, folder: Path, resumed_at: int | None = None) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._event: Any = Event
         self._summary: Any = Summary
+        self._histogram: Any = HistogramProto
         folder.mkdir(parents=True, exist_ok=True)
         self._writer = EventFileWriter(str(folder))
         if resumed_at is not None:
@@ -87,6 +99,24 @@ class EventLog:
             value=[self._summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
         )
         self._writer.add_event(self._event(wall_time=time.time(), step=step, summary=summary))
+
+    def write_histograms(self, step: int, histograms: Mapping[str, LagHistogram]) -> None:
+        """Histograms by tag, at an env step; one bucket each for the lags that occurred."""
+        values = []
+        for tag, histogram in histograms.items():
+            rows = histogram.rows()
+            proto = self._histogram(
+                min=0.0,
+                max=float(histogram.largest),
+                num=float(histogram.num),
+                sum=float(histogram.total),
+                bucket_limit=[high + 0.5 for _, high, _ in rows],
+                bucket=[float(count) for _, _, count in rows],
+            )
+            values.append(self._summary.Value(tag=tag, histo=proto))
+        if values:
+            summary = self._summary(value=values)
+            self._writer.add_event(self._event(wall_time=time.time(), step=step, summary=summary))
 
     def close(self) -> None:
         """Flush and close."""

@@ -52,8 +52,21 @@ SHORTHANDS = {
     "algo.exploration": "kind",
     "init": "from",
 }
-# What may change when a run is resumed.
-RESUMABLE = frozenset({"stop", "checkpoint", "logging", "device", "num_threads"})
+# What may change when a run is resumed: where it runs and on how many roles, never what is learned.
+RESUMABLE = frozenset({"stop", "checkpoint", "logging", "device", "num_threads", "engine"})
+RESUMABLE_COUNTS = frozenset(
+    {
+        "num_workers",
+        "num_servers",
+        "num_shards",
+        "num_learners",
+        "max_restarts",
+        "max_restarts_per_minute",
+        "worker_cpus",
+        "worker_gpus",
+        "worker_resources",
+    }
+)
 PLUGIN_SECTIONS = {
     "algo": ("qfleet.algos", "dqn"),
     "strategy": ("qfleet.strategies", "serial"),
@@ -87,11 +100,13 @@ class RunConfig(Section):
         return value
 
     def learning_sha256(self) -> str:
-        """Digest of the settings that a resumed run must share: all but the RESUMABLE ones.
+        """Digest of the settings that a resumed run must share: all but those that `is_resumable` allows to change.
 
         Values that are defaults stay out, so that a field which a later version adds does not orphan older runs.
         """
         values = self.model_dump(mode="json", by_alias=True, exclude=set(RESUMABLE), exclude_defaults=True)
+        values["strategy"] = {name: value for name, value in values["strategy"].items() if name not in RESUMABLE_COUNTS}
+        values["engine"] = {}  # as inline had it when an engine was still a part of this
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     def to_toml(self) -> str:
@@ -199,10 +214,64 @@ def build_config(values: dict[str, object], overrides: list[tuple[str, object]])
 def change_config(config: RunConfig, overrides: list[tuple[str, object]]) -> RunConfig:
     """A complete configuration with dotted names changed, checked again.
 
+    Another algorithm, strategy or engine begins with its own defaults.
+
     Raises:
         ConfigError: naming the field, the value and the fix.
     """
-    return build_config(config.model_dump(mode="json", by_alias=True, exclude_none=True), overrides)
+    raw = config.model_dump(mode="json", by_alias=True, exclude_none=True)
+    for key, value in overrides:
+        section = key.removesuffix(".name")
+        if section in PLUGIN_SECTIONS and raw[section]["name"] != value:
+            raw[section] = {"name": value}
+    return build_config(raw, overrides)
+
+
+def is_resumable(key: str) -> bool:
+    """Whether a dotted name may change when a run is resumed."""
+    section, _, name = key.partition(".")
+    return section in RESUMABLE or (section == "strategy" and name.split(".")[0] in RESUMABLE_COUNTS)
+
+
+def fits(strategy: ModuleType, algorithm: ModuleType) -> bool:
+    """Whether a strategy can train an algorithm.
+
+    A strategy's module may define `fits(Algorithm)`, or NEEDS, the kinds of data it can give an algorithm to learn
+    from ({"replay"} unless it says otherwise); `Algorithm.learns_from` names the one that the algorithm takes.
+    """
+    check = getattr(strategy, "fits", None)
+    if check is not None:
+        return bool(check(algorithm.Algorithm))
+    return learns_from(algorithm) in getattr(strategy, "NEEDS", frozenset({"replay"}))
+
+
+def learns_from(algorithm: ModuleType) -> str:
+    """ "replay" or "rollouts"; see algos/base.py."""
+    return str(getattr(algorithm.Algorithm, "learns_from", "replay"))
+
+
+def check_fit(config: RunConfig) -> None:
+    """Refuse an algorithm that the strategy cannot train.
+
+    Raises:
+        UsageError: naming the pairs that fit.
+    """
+    algo, strategy = config.algo.name, config.strategy.name
+    algorithm = load_plugin("algo", algo)
+    if fits(load_plugin("strategy", strategy), algorithm):
+        return
+    strategies = {name: load_plugin("strategy", name) for name in list_plugins("strategy")}
+    algorithms = {name: load_plugin("algo", name) for name in list_plugins("algo")}
+    pairs = [
+        f"{one} x {other}"
+        for one, its in algorithms.items()
+        for other, module in strategies.items()
+        if (one == algo or other == strategy) and fits(module, its)
+    ]
+    raise UsageError(
+        f"--algo {algo} does not fit --strategy {strategy}: {algo} learns from {learns_from(algorithm)}; "
+        f"pairs that fit: {', '.join(pairs) or 'none'}"
+    )
 
 
 def apply_override(raw: dict[str, object], key: str, value: object) -> None:

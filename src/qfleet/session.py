@@ -1,34 +1,34 @@
 """Session: consumes a strategy's events and does for every strategy alike what a strategy never does itself.
 
-Metrics, validation and checkpoint schedules, best policy, stop rule. At most one of validation and drain is asked for
-at a time, validation first, so the order of things at one env step is always the same. Floor 6.
+Metrics, validation and checkpoint schedules, stop rule, the user's wishes while it runs. At most one of validation and
+drain is asked for at a time, validation first, so the order of things at one env step is always the same. Where calls
+run beside each other, a run ends the other way round: drain, then the snapshot of that very cut is validated. Floor 6.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from qfleet.checkpoint import CheckpointStore, Manifest
-from qfleet.config import StopConfig
 from qfleet.engines.base import Engine, Future
-from qfleet.errors import CallFailed, DivergenceError, QfleetError
-from qfleet.metrics import MetricsWriter
+from qfleet.errors import CallFailed, DivergenceError, QfleetError, RestartsExhausted, RoleDied, ValueLost
+from qfleet.metrics import MetricsWriter, Record
 from qfleet.networks.flat import vector_sha256
-from qfleet.policy import save_policy
 from qfleet.recipe import RunConfig
 from qfleet.roles.blueprint import Blueprint
-from qfleet.roles.evaluator import Evaluator
-from qfleet.seeding import derive_seed
+from qfleet.schedule import Moment, Schedule, has_reached, limit_met, target_return
+from qfleet.steering import Steering
+from qfleet.storage import write_file
 from qfleet.strategies.base import (
     Control,
-    Counters,
+    CrewChanged,
     Drained,
     Event,
+    Gradient,
+    RoleRestarted,
     Rollout,
     Saved,
     SnapshotPublished,
@@ -36,17 +36,10 @@ from qfleet.strategies.base import (
     Update,
 )
 from qfleet.tracker import Tracker
-from qfleet.types import EnvSpec, ParamSnapshot
+from qfleet.types import ParamSnapshot
+from qfleet.validation import Validated, Validation
 
-
-@dataclass(frozen=True, slots=True)
-class Validated(Event):
-    """Greedy validation episodes were played on a snapshot."""
-
-    version: int
-    mean_return: float
-    returns: list[float]
-    is_best: bool
+TRACEBACK_NAME = "logs/failure.txt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,25 +53,7 @@ class CheckpointSaved(Event):
 class Logged(Event):
     """A record went to metrics.jsonl."""
 
-    record: dict[str, float | int | None]
-
-
-@dataclass(slots=True)
-class Schedule:
-    """The session's own small state; all of it goes into checkpoints."""
-
-    next_evaluation: int
-    next_checkpoint: int
-    next_log: int
-    num_evaluations: int = 0
-    num_checkpoints: int = 0
-    validated_version: int = -1
-    best_return: float | None = None
-    reached_return: float | None = None
-    env_steps_to_threshold: int | None = None
-    seconds_to_threshold: float | None = None
-    parameters_sha256: str | None = None
-    metrics_offset: int = 0
+    record: Record
 
 
 class Session:
@@ -91,9 +66,11 @@ class Session:
         strategy: the generator function.
         run_dir: where everything goes.
         manifest: the checkpoint to continue from, or None.
+        evaluation_blueprints: what to evaluate on, by name; None takes the blueprint's own environment.
 
     Attributes:
-        stop_reason: why the run ended: "reached", "max_env_steps", "max_updates", "max_seconds" or "interrupted".
+        stop_reason: why the run ended: "reached", "max_env_steps", "max_updates", "max_seconds", "interrupted" or
+            "failed".
     """
 
     def __init__(
@@ -104,6 +81,7 @@ class Session:
         strategy: Strategy,
         run_dir: Path,
         manifest: Manifest | None,
+        evaluation_blueprints: Mapping[str, Blueprint] | None = None,
     ) -> None:
         self.config = config
         self.blueprint = blueprint
@@ -112,7 +90,7 @@ class Session:
         self.run_dir = run_dir
         self.store = CheckpointStore(run_dir / "checkpoints", config.checkpoint.keep)
         self.control = Control(checkpoint_folder=str(self.store.folder))
-        self.tracker = Tracker(self.control.counters, config.replay.min_transitions)
+        self.tracker = Tracker(self.control.counters, config.replay.min_transitions, engine.is_concurrent)
         self.schedule = Schedule(
             config.evaluation.every_env_steps, config.checkpoint.every_env_steps, config.logging.every_env_steps
         )
@@ -121,15 +99,19 @@ class Session:
         self.last_checkpoint: Path | None = None
         self._interrupted = False
         self._saved_moment: tuple[int, ...] | None = None
+        self._cut: Drained | None = None
+        self._is_last_asked = False
         self._last_snapshot: Future | None = None
         self._saved = self._restore(manifest) if manifest is not None else None
+        self.steering = Steering(run_dir)
         self.metrics = MetricsWriter(
             run_dir,
             tensorboard=config.logging.tensorboard,
             offset=self.schedule.metrics_offset,
             resumed_at=None if manifest is None else self.control.counters.num_env_steps,
         )
-        self.evaluator = engine.spawn("evaluator", Evaluator, blueprint, config.evaluation)
+        blueprints = {"": blueprint} if evaluation_blueprints is None else evaluation_blueprints
+        self.validation = Validation(config, blueprints, engine, run_dir, self.control, self.schedule, self.metrics)
 
     def interrupt(self) -> None:
         """Save at the next opportunity and stop; safe to call from a signal handler."""
@@ -140,212 +122,258 @@ class Session:
 
         Raises:
             DivergenceError: naming the update, the batch's range and the last good checkpoint.
+            RestartsExhausted: naming the checkpoint that was saved because of it, or the last good one.
             QfleetError: what a role raised, if it is one of ours (EnvError, CheckpointError).
             CallFailed: a role failed otherwise; nothing that was saved is lost.
         """
         events = self.strategy(self.engine, self.blueprint, self.config.strategy, self.control, self._saved)
-        handlers: dict[type[Event], Callable[..., Iterator[Event]]] = {
-            SnapshotPublished: self._on_snapshot,
-            Drained: self._on_drained,
-        }
-        tracker, schedule, counters = self.tracker, self.schedule, self.control.counters
-        tracker.start_clock()
+        self.tracker.start_clock()
         try:
             if self._plan():
                 for event in events:
-                    if isinstance(event, Rollout | Update):
-                        tracker.add(event.receipt)
+                    if isinstance(event, Rollout | Update | Gradient):
+                        self.tracker.add(event.receipt, event.role)
                     yield event
-                    handler = handlers.get(type(event))
-                    if handler is not None:
-                        yield from handler(event)
-                    if counters.num_env_steps >= schedule.next_log:
-                        yield self._log("train")
+                    yield from self._react(event)
                     if not self._plan():
                         break
-        except CallFailed as error:
-            cause = error.__cause__
-            if isinstance(cause, DivergenceError):
-                raise DivergenceError(f"{cause}; last good checkpoint: {self.last_checkpoint or 'none'}") from error
-            if isinstance(cause, QfleetError):
-                error.__cause__ = None  # it is the other way round from here on: no circle
-                raise cause from error
-            raise
+            yield from self._conclude()
+        except QfleetError as error:
+            final = self._final_error(error)
+            if final is error:
+                raise
+            raise final from error
         finally:
-            tracker.stop_clock()
+            self.tracker.stop_clock()
             close = getattr(events, "close", None)
             if close is not None:
                 close()
             self.metrics.close()
 
     def parameters_sha256(self) -> str | None:
-        """SHA-256 of the flat parameter vector after the last update; None if the run was interrupted before that."""
+        """SHA-256 of the flat parameter vector after the last update; None if no snapshot was taken of that moment."""
         if self.schedule.validated_version != self.control.counters.num_updates:
             return None
         if self._last_snapshot is None:  # a finished run, resumed
             return self.schedule.parameters_sha256
-        snapshot = self.engine.payload(self._last_snapshot)
+        try:
+            snapshot = self.engine.payload(self._last_snapshot)
+        except (RoleDied, ValueLost):  # it went with the machine that held it
+            return None
         assert isinstance(snapshot, ParamSnapshot)
         return vector_sha256(snapshot.vector)
 
-    def evaluate(self, snapshot: Future | ParamSnapshot, num_episodes: int, *seed_names: str | int) -> list[float]:
-        """Greedy returns of complete episodes, seeded by name."""
-        seed = derive_seed(self.config.seed, *seed_names)
-        self.engine.submit(self.evaluator, "evaluate", snapshot, num_episodes, seed, lane="evaluation")
-        done = self.engine.wait(lane="evaluation")
-        assert done is not None
-        return self.engine.result(done).episode_returns
+    def _react(self, event: Event) -> Iterator[Event]:
+        """What the session does after an event of the strategy's."""
+        if isinstance(event, SnapshotPublished):
+            yield from self._on_snapshot(event)
+        elif isinstance(event, Drained):
+            yield from self._on_drained(event)
+        elif isinstance(event, RoleRestarted | CrewChanged):
+            self._note(event)
+        if self.validation.is_busy:
+            yield from self._judge(self.validation.poll(0.0))
+        if self.control.counters.num_env_steps >= self.schedule.next_log:
+            yield self._log("train")
+        wanted = self.steering.poll()
+        if wanted is not None:
+            self.control.num_workers = wanted
 
     def _plan(self) -> bool:
         """Ask the strategy for the next validation or drain, if one is due; False once the run is over."""
-        control, schedule, stop = self.control, self.schedule, self.config.stop
+        control, schedule, counters = self.control, self.schedule, self.control.counters
+        if control.failure is not None and self.stop_reason != "failed":
+            self.stop_reason = "failed"
+            control.snapshot_wanted, control.is_ending = False, True
         if control.snapshot_wanted or control.drain_tag is not None:
             return True
-        counters = control.counters
         if self.stop_reason is None:
             if self._interrupted:
                 self.stop_reason = "interrupted"
             else:
-                self.stop_reason = limit_met(stop, counters, self.tracker.train_seconds)
-        is_over = self.stop_reason is not None
-        control.is_ending = is_over
-        validation_due = counters.num_env_steps >= schedule.next_evaluation
-        if is_over and self.stop_reason not in ("interrupted", "reached"):
-            validation_due = schedule.validated_version != counters.num_updates
-        if validation_due and self.stop_reason not in ("interrupted", "reached"):
+                self.stop_reason = limit_met(self.config.stop, counters, self.tracker.train_seconds)
+        control.is_ending = self.stop_reason is not None
+        if self.stop_reason is None:
+            if counters.num_env_steps >= schedule.next_evaluation:
+                control.snapshot_wanted = True
+                if self.engine.is_concurrent:  # it may be a while until it is there; one is enough
+                    self._put_off_evaluation()
+            elif counters.num_env_steps >= schedule.next_checkpoint:
+                self._ask_drain()
+            return True
+        is_validated = not self._is_last_validation_due()
+        if not is_validated and not self.engine.is_concurrent:
             control.snapshot_wanted = True
-        elif is_over or counters.num_env_steps >= schedule.next_checkpoint:
-            if is_over and self.last_checkpoint is not None and self._is_saved():
-                return False
-            control.drain_tag = f"{schedule.num_checkpoints:05d}"
+        elif self._saved_moment == self._moment() and (is_validated or not self.engine.is_concurrent):
+            return False
+        else:
+            self._ask_drain()
         return True
 
-    def _is_saved(self) -> bool:
-        """Whether the newest checkpoint is of this very moment."""
-        return self._saved_moment == self._moment()
+    def _put_off_evaluation(self) -> None:
+        every = self.config.evaluation.every_env_steps
+        self.schedule.next_evaluation = (self.control.counters.num_env_steps // every + 1) * every
+
+    def _ask_drain(self) -> None:
+        self.control.drain_tag = f"{self.schedule.num_checkpoints:05d}"
+
+    def _is_last_validation_due(self) -> bool:
+        """Whether the run is over and its last parameters are still to be validated."""
+        if self.stop_reason in (None, "interrupted", "reached", "failed") or self._is_last_asked:
+            return False
+        return self.schedule.validated_version != self.control.counters.num_updates
 
     def _moment(self) -> tuple[int, ...]:
-        return (*dataclasses.astuple(self.control.counters), self.schedule.num_evaluations)
+        """What a checkpoint is of. Beside training a validation belongs to none: the last manifest is written again."""
+        num_evaluations = 0 if self.engine.is_concurrent else self.schedule.num_evaluations
+        return (*dataclasses.astuple(self.control.counters), num_evaluations)
 
     def _on_snapshot(self, event: SnapshotPublished) -> Iterator[Event]:
-        self.tracker.stop_clock()  # validation, and keeping its best policy, is no training time
-        config, schedule = self.config, self.schedule
-        counters = self.control.counters
+        if self.control.failure is not None:
+            return
+        schedule, counters, tracker = self.schedule, self.control.counters, self.tracker
+        is_beside = self.engine.is_concurrent
+        if not is_beside:
+            tracker.stop_clock()  # validation, and keeping its best policy, is no training time
+        is_of_now = not is_beside or self._is_last_asked
         self._last_snapshot = event.future
-        schedule.num_evaluations += 1
-        index = schedule.num_evaluations
-        returns = self.evaluate(event.future, config.evaluation.episodes, "validation", index)
-        reached = False
-        if self.target_return is not None and np.mean(returns) >= self.target_return:
-            if config.stop.confirm_episodes > len(returns):
-                returns = self.evaluate(event.future, config.stop.confirm_episodes, "confirmation", index)
-            reached = lower_bound(returns, config.stop.confirm_stderr) >= self.target_return
-        mean_return = float(np.mean(returns))
-        is_best = reached or schedule.best_return is None or mean_return > schedule.best_return
-        if is_best:
-            schedule.best_return = mean_return
-            snapshot = self.engine.payload(event.future)
-            assert isinstance(snapshot, ParamSnapshot)
-            facts = {"mean_return": mean_return, "episodes": len(returns), "num_env_steps": counters.num_env_steps}
-            save_policy(self.run_dir / "best", config, self.blueprint.spec, snapshot, facts)
-        if reached and schedule.env_steps_to_threshold is None:
-            schedule.env_steps_to_threshold = counters.num_env_steps
-            schedule.seconds_to_threshold = self.tracker.train_seconds
-            schedule.reached_return = self.target_return
-        if reached:
-            self.stop_reason = "reached"
-        schedule.validated_version = counters.num_updates
-        every = config.evaluation.every_env_steps
-        schedule.next_evaluation = (counters.num_env_steps // every + 1) * every
-        values: dict[str, float | int | None] = {
-            "num_updates": counters.num_updates,
-            "train_seconds": round(self.tracker.train_seconds, 4),
-            "mean_return": mean_return,
-            "std_return": float(np.std(returns)),
-            "min_return": min(returns),
-            "max_return": max(returns),
-            "episodes": len(returns),
-        }
-        self.metrics.write("evaluation", counters.num_env_steps, values)
-        self.tracker.start_clock()
-        yield Validated(event.version, mean_return, returns, is_best)
+        schedule.validated_version = counters.num_updates if is_of_now else event.version
+        self._put_off_evaluation()
+        self.validation.take(event, Moment(counters.num_env_steps, counters.num_updates, tracker.train_seconds))
+        if not is_beside:
+            results = list(self.validation.poll(None))
+            tracker.start_clock()
+            yield from self._judge(results)
+        elif self._is_last_asked:
+            self.control.drain_tag = None
+
+    def _judge(self, results: Iterable[Event]) -> Iterator[Event]:
+        for event in results:
+            if isinstance(event, RoleRestarted):
+                self._note(event)
+            if isinstance(event, Validated) and event.is_reached:
+                if self.schedule.seconds_until_known is None:
+                    self.schedule.seconds_until_known = self.tracker.train_seconds
+                if self.stop_reason not in ("interrupted", "failed"):
+                    self.stop_reason = "reached"
+            yield event
 
     def _on_drained(self, event: Drained) -> Iterator[Event]:
-        counters, schedule = self.control.counters, self.schedule
-        schedule.num_checkpoints += 1
+        control = self.control
+        self._cut = event
+        self.schedule.num_checkpoints += 1
+        every = self.config.checkpoint.every_env_steps
+        self.schedule.next_checkpoint = (control.counters.num_env_steps // every + 1) * every
+        yield self._commit(event)
+        if self.engine.is_concurrent and self._is_last_validation_due():
+            # Still drained, so that the snapshot is of this cut; nothing trains any more.
+            self._is_last_asked = control.snapshot_wanted = True
+        else:
+            control.drain_tag = None
+
+    def _commit(self, cut: Drained) -> Event:
+        """Write the manifest of a cut; once more, where the validation of that cut has ended since."""
+        control, schedule = self.control, self.schedule
         schedule.metrics_offset = self.metrics.offset
         schedule.parameters_sha256 = self.parameters_sha256()
-        every = self.config.checkpoint.every_env_steps
-        schedule.next_checkpoint = (counters.num_env_steps // every + 1) * every
+        under_way = self.validation.job
+        if under_way is not None:  # a resumed run takes that validation anew
+            schedule = dataclasses.replace(
+                schedule,
+                next_evaluation=under_way.moment.num_env_steps,
+                num_evaluations=under_way.index - 1,
+                validated_version=-1,
+            )
         manifest = Manifest(
-            tag=event.tag,
-            counters=dataclasses.asdict(counters),
-            session={"schedule": dataclasses.asdict(schedule), "tracker": self.tracker.state_dict()},
-            strategy=event.state,
+            tag=cut.tag,
+            counters=dataclasses.asdict(control.counters),
+            session={
+                "schedule": dataclasses.asdict(schedule),
+                "tracker": self.tracker.state_dict(),
+                "tallies": dict(control.tallies),
+            },
+            strategy=cut.state,
             engine=self.engine.state_dict(),
-            roles=event.files,
+            roles=cut.files,
             spec=dataclasses.asdict(self.blueprint.spec),
             config_sha256=self.config.learning_sha256(),
         )
         self.last_checkpoint = self.store.commit(manifest)
-        self.control.saved_files = event.files
-        self.control.drain_tag = None
+        control.saved_files, control.saved_tag = cut.files, cut.tag
         self._saved_moment = self._moment()
-        yield CheckpointSaved(self.last_checkpoint)
+        return CheckpointSaved(self.last_checkpoint)
+
+    def _conclude(self) -> Iterator[Event]:
+        """After the last event: wait for the validation under way, and say why the run failed."""
+        self.tracker.stop_clock()
+        if self.validation.is_busy and self.stop_reason not in ("interrupted", "reached", "failed"):
+            yield from self._judge(self.validation.poll(None))
+            if self._cut is not None:
+                yield self._commit(self._cut)
+        if self.control.failure is not None:
+            raise self.control.failure
+
+    def _final_error(self, error: QfleetError) -> QfleetError:
+        """What to tell the user: the cause, if it is one of ours, and the checkpoint to go on from."""
+        failure = self.control.failure
+        where = f"last good checkpoint: {self.last_checkpoint or 'none'}"
+        if failure is not None:
+            self._keep_traceback(failure)
+            if failure is error and self.stop_reason == "failed":
+                where = f"saved as {self.last_checkpoint}"
+            elif failure is not error:
+                where = f"it could not be saved then ({error}); {where}"
+            failure.args = (f"{failure}; {where}; go on with: qfleet train --resume {self.run_dir}",)
+            return failure
+        if isinstance(error, RestartsExhausted):
+            self._keep_traceback(error)
+            error.args = (f"{error}; {where}",)
+            return error
+        cause = error.__cause__
+        if not isinstance(error, CallFailed) or not isinstance(cause, QfleetError):
+            return error
+        if isinstance(cause, DivergenceError):
+            return DivergenceError(f"{cause}; {where}")
+        error.__cause__ = None  # it is the other way round from here on: no circle
+        return cause
+
+    def _keep_traceback(self, failure: QfleetError) -> None:
+        text = getattr(failure, "remote_traceback", "")
+        if text:
+            write_file(self.run_dir, TRACEBACK_NAME, text.encode())
 
     def _log(self, kind: str) -> Event:
         counters = self.control.counters
         every = self.config.logging.every_env_steps
         self.schedule.next_log = (counters.num_env_steps // every + 1) * every
-        record = self.tracker.record()
-        self.metrics.write(kind, counters.num_env_steps, record)
+        record = {**self.tracker.record(), **self.control.tallies}
+        self.metrics.write(kind, counters.num_env_steps, record, self.tracker.lags)
         return Logged({"num_env_steps": counters.num_env_steps, **record})
+
+    def _note(self, event: RoleRestarted | CrewChanged) -> None:
+        """A record of what happened to the roles."""
+        values: Record = {"event": type(event).__name__, **dataclasses.asdict(event)}
+        self.metrics.write("event", self.control.counters.num_env_steps, values)
 
     def _restore(self, manifest: Manifest) -> Saved:
         schedule, tracker = manifest.session["schedule"], manifest.session["tracker"]
+        tallies = manifest.session.get("tallies", {})
         assert isinstance(schedule, dict)
         assert isinstance(tracker, dict)
+        assert isinstance(tallies, dict)
         self.schedule = Schedule(**schedule)
         if has_reached(self.schedule, self.target_return):
             self.stop_reason = "reached"
         else:  # a resumed run may aim higher than before
             self.schedule.env_steps_to_threshold = self.schedule.seconds_to_threshold = None
+            self.schedule.seconds_until_known = None
         self.tracker.load_state_dict(tracker)
         for name, value in manifest.counters.items():
             setattr(self.control.counters, name, value)
+        self.control.tallies.update(tallies)
         self.engine.load_state_dict(manifest.engine)
-        self.control.saved_files = manifest.roles
+        self.control.saved_files, self.control.saved_tag = manifest.roles, manifest.tag
         self.last_checkpoint = self.store.folder / f"manifest-{manifest.tag}.json"
         self._saved_moment = self._moment()
         self.store.collect_garbage()  # what a kill between commit and cleaning up has left
         return Saved(manifest.tag, manifest.roles, manifest.strategy)
-
-
-def target_return(config: RunConfig, spec: EnvSpec) -> float | None:
-    """The return that ends the run: a number, the environment's registered threshold, or None."""
-    wanted = config.stop.until_return
-    if wanted == "never":
-        return None
-    return spec.return_threshold if wanted == "registered" else float(wanted)
-
-
-def limit_met(stop: StopConfig, counters: Counters, train_seconds: float) -> str | None:
-    """Name of the first limit of the stop rule that is used up, None while there is room."""
-    if stop.max_env_steps is not None and counters.num_env_steps >= stop.max_env_steps:
-        return "max_env_steps"
-    if stop.max_updates is not None and counters.num_updates >= stop.max_updates:
-        return "max_updates"
-    if stop.max_seconds is not None and train_seconds >= stop.max_seconds:
-        return "max_seconds"
-    return None
-
-
-def has_reached(schedule: Schedule, target: float | None) -> bool:
-    """Whether a validation has already been confirmed at this target or a higher one."""
-    reached = schedule.reached_return
-    return target is not None and reached is not None and reached >= target
-
-
-def lower_bound(returns: list[float], num_stderr: float) -> float:
-    """mean - num_stderr * std / sqrt(n)."""
-    return float(np.mean(returns) - num_stderr * np.std(returns) / np.sqrt(len(returns)))

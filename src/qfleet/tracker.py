@@ -1,6 +1,7 @@
 """Tracker: what a run has done so far, from its receipts; the numbers behind the progress line and the summary.
 
-The training clock stops while a validation runs in the same thread. Floor 6.
+The training clock stops while a validation runs in the same thread; where it runs beside training the clock goes on.
+Floor 6.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ from collections import deque
 
 import numpy as np
 
+from qfleet.bottleneck import time_shares
+from qfleet.histogram import LagHistogram
+from qfleet.metrics import Record
 from qfleet.ops.pacing import measured_samples_per_insert
 from qfleet.strategies.base import Counters
 from qfleet.types import Receipt
@@ -18,16 +22,30 @@ RETURN_WINDOW = 100
 
 
 class Tracker:
-    """Counts, rates and shares of time of one run.
+    """Counts, rates, lags and shares of time of one run.
 
     Args:
         counters: the run's global counters (kept by the strategy).
         min_transitions: inserts before the replay ratio counts.
+        is_concurrent: whether the roles are busy side by side.
+
+    Attributes:
+        lags: histograms of the receipts' lags ("staleness", "policy_lag", "priority_age"), over the whole run.
+        roles: names of those that reported busy seconds in this process.
+        num_pushes, num_bytes: payloads pushed over the wire, and their bytes.
     """
 
-    def __init__(self, counters: Counters, min_transitions: int) -> None:
+    def __init__(self, counters: Counters, min_transitions: int, is_concurrent: bool = False) -> None:
         self.counters = counters
         self.min_transitions = min_transitions
+        self.is_concurrent = is_concurrent
+        self.lags: dict[str, LagHistogram] = {}
+        self.num_pushes = 0
+        self.num_bytes = 0
+        self.roles: set[str] = set()
+        # Shares of time are this process's own, as rates are: another one may have had other roles.
+        self._seconds_before: dict[str, float] = {}
+        self._shares_since = 0.0
         self.returns: deque[float] = deque(maxlen=RETURN_WINDOW)
         self.num_episodes = 0
         self.seconds: dict[str, float] = {}
@@ -58,14 +76,24 @@ class Tracker:
         counters = self.counters
         return measured_samples_per_insert(counters.num_inserted, counters.num_samples, self.min_transitions)
 
-    def add(self, receipt: Receipt) -> None:
-        """Take in what a call reports beside its counts."""
+    def add(self, receipt: Receipt, role: str = "") -> None:
+        """Take in what a role's call reports beside its counts."""
         if receipt.episode_returns:
             self.returns.extend(receipt.episode_returns)
             self.num_episodes += len(receipt.episode_returns)
         seconds = self.seconds
         for activity, value in receipt.seconds.items():
             seconds[activity] = seconds.get(activity, 0.0) + value
+        if receipt.seconds:
+            self.roles.add(role)
+        if receipt.num_bytes:
+            self.num_pushes += 1
+            self.num_bytes += receipt.num_bytes
+        for name, values in receipt.lags.items():
+            histogram = self.lags.get(name)
+            if histogram is None:
+                histogram = self.lags[name] = LagHistogram()
+            histogram.add(values)
         if receipt.metrics:
             self.metrics.update(receipt.metrics)
         if receipt.num_updates and self._rate_origin is None:
@@ -82,7 +110,14 @@ class Tracker:
         """Mean raw return of the newest training episodes (at most 100), None before the first one ended."""
         return float(np.mean(self.returns)) if self.returns else None
 
-    def record(self) -> dict[str, float | int | None]:
+    def time_shares(self) -> dict[str, float]:
+        """Shares of the roles' time by activity, and of waiting, since this process began; see bottleneck.py."""
+        before = self._seconds_before
+        seconds = {name: value - before.get(name, 0.0) for name, value in self.seconds.items()}
+        elapsed = self.train_seconds - self._shares_since
+        return time_shares(seconds, elapsed, len(self.roles), self.is_concurrent)
+
+    def record(self) -> Record:
         """One line for metrics.jsonl."""
         env_steps_per_second, updates_per_second = self.rates()
         counters = self.counters
@@ -97,6 +132,12 @@ class Tracker:
             "updates_per_second": round(updates_per_second, 1),
             "samples_per_insert": round(self.samples_per_insert, 4),
             **{f"seconds_{name}": round(value, 4) for name, value in self.seconds.items()},
+            **{f"share_{name}": round(value, 4) for name, value in self.time_shares().items()},
+            **{
+                f"{name}_{statistic}": value
+                for name, histogram in self.lags.items()
+                for statistic, value in histogram.numbers().items()
+            },
             **self.metrics,
         }
 
@@ -108,6 +149,9 @@ class Tracker:
             "seconds": self.seconds,
             "metrics": self.metrics,
             "train_seconds": self.train_seconds,
+            "lags": {name: histogram.state_dict() for name, histogram in self.lags.items()},
+            "num_pushes": self.num_pushes,
+            "num_bytes": self.num_bytes,
         }
 
     def load_state_dict(self, state: dict[str, object]) -> None:
@@ -120,4 +164,9 @@ class Tracker:
         self.num_episodes = int(str(state["num_episodes"]))
         self.seconds = dict(seconds)
         self.metrics = dict(metrics)
-        self._trained_before = float(str(state["train_seconds"]))
+        self._seconds_before = dict(seconds)
+        self._trained_before = self._shares_since = float(str(state["train_seconds"]))
+        lags = state.get("lags", {})
+        assert isinstance(lags, dict)
+        self.lags = {name: LagHistogram.of_state(values) for name, values in lags.items()}
+        self.num_pushes, self.num_bytes = (int(str(state.get(name, 0))) for name in ("num_pushes", "num_bytes"))

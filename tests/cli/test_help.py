@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from qfleet.recipe import list_plugins
 from qfleet.version import __version__
 
 Cli = Callable[..., Any]
@@ -21,6 +22,7 @@ HEAVY = ("torch", "gymnasium", "numba", "matplotlib", "tensorboard")
     [
         ((), "qfleet train CartPole-v1"),
         (("train",), "qfleet train --resume"),
+        (("scale",), "qfleet scale runs/"),
         (("evaluate",), "qfleet evaluate runs/"),
         (("recipes",), "qfleet recipes show"),
         (("recipes", "show"), "qfleet recipes show cartpole"),
@@ -44,6 +46,12 @@ def test_train_has_every_option(cli: Cli) -> None:
         assert f"--{name} " in text
     for name in ["max-seconds", "seeds", "run-dir", "resume"]:
         assert f"--{name} " in text
+
+
+def test_options_name_what_there_is(cli: Cli) -> None:
+    text = " ".join(cli("train", "--help").stdout.replace("│", " ").split())
+    for section in ("algo", "strategy", "engine"):
+        assert ", ".join(list_plugins(section)) in text
 
 
 def test_bare_command_prints_its_help(cli: Cli) -> None:

@@ -10,6 +10,7 @@ import pytest
 from qfleet.cli import progress
 from qfleet.cli.progress import Progress, clock
 from qfleet.experiment import Experiment
+from qfleet.strategies.base import CrewChanged, RoleRestarted
 
 
 class Clock:
@@ -93,11 +94,60 @@ def test_terminal_lines_renew_themselves_and_go_away(
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     shown(experiment("qfleet/Identity-v0"))
     assert frames[0].startswith("a label ")
-    assert len(frames[0].splitlines()) == 3
-    assert max(len(line) for line in frames[0].splitlines()) < 100
+    lines = frames[0].splitlines()
+    assert len(lines) == 5
+    assert max(len(line) for line in lines) < 110
+    assert lines[3].startswith("  time: ")
+    assert {"environment", "inference", "coordinator"} <= set(lines[3].split())
+    assert " of the time; " in lines[4]
     assert frames[-2:] == ["training is over; playing 4 held-out episodes", "closed"]
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (75, "1:15"), (3723, "1:02:03")])
 def test_clock(seconds: float, text: str) -> None:
     assert clock(seconds) == text
+
+
+def test_several_roles_say_how_they_get_on(
+    experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "time", Clock(0.5))
+    changes = {"strategy": "parameter_server", "strategy.num_workers": 2, "strategy.wait": "async"}
+    shown(experiment("qfleet/Identity-v0", changes))
+    line = capsys.readouterr().err.splitlines()[-2]
+    for part in ["policy lag p50 ", "staleness p50 ", " p95 ", "% of the time; "]:
+        assert part in line
+
+
+def test_a_restart_is_one_line_with_all_restarts_by_cause(
+    experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said: list[str] = []
+
+    class FakeLive:
+        def show(self, text: Any) -> None:
+            pass
+
+        def say(self, line: str) -> None:
+            said.append(line)
+
+        def close(self) -> None:
+            pass
+
+    run = experiment("qfleet/Identity-v0")
+    events = run.stream()
+    next(events)
+    assert run.session is not None
+    run.session.control.tallies.update({"restarts.killed": 2, "restarts.timeout": 1, "bytes_pushed": 99})
+    event = RoleRestarted("worker-1", 3, "killed", "role worker-1 died")
+    line = "restarted worker-1 (life 3): role worker-1 died; restarts: killed 2, timeout 1"
+    with Progress(run, "a label", is_shown=True) as display:
+        display.update(event)
+    assert capsys.readouterr().err.splitlines() == [line]
+    monkeypatch.setattr(progress, "Live", FakeLive)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with Progress(run, "a label", is_shown=True) as display:
+        display.update(event)
+        display.update(CrewChanged(5, "worker-4 joined"))
+    assert said == [line, "5 workers: worker-4 joined"]
+    events.close()

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from qfleet.cli.summary import in_bytes
+
 Cli = Callable[..., Any]
 LastJson = Callable[..., dict[str, Any]]
 
@@ -176,3 +178,30 @@ def test_curve_that_cannot_be_drawn_is_a_warning(train: Cli, monkeypatch: pytest
     result = train("--run-dir", "a", "--quiet")
     assert result.exit_code == 0
     assert "note: learning_curve.png was not drawn: RuntimeError: no fonts" in result.stderr
+
+
+def test_a_fleets_table_has_its_lags_bytes_and_times(train: Cli, last_json: LastJson) -> None:
+    fleet = ["--strategy", "parameter_server", "--workers", "3", "--set", "strategy.wait=async"]
+    result = train("--run-dir", "a", *fleet, "--set", "strategy.compression=bf16", "--set", "strategy.num_servers=2")
+    assert result.exit_code == 0, result.stderr
+    first = result.stdout.splitlines()[0]
+    assert "3 workers, 2 servers, seed 0" in first
+    # 667 transitions for each of the three, together one more than asked for.
+    assert "replay: 2,001 transitions, 0.1 MB over 3 roles" in first
+    words = " ".join(result.stdout.split())
+    for part in ["lags, in parameter versions", "versions policy lag staleness", "time: environment", "time: learner"]:
+        assert part in words
+    assert ", 1 / 2.0 of float32" in words, "bfloat16 is half of it"
+    assert "% of the time; " in words
+    summary = last_json(train("--run-dir", "b", *fleet, "--json"))
+    for name in ("staleness", "policy_lag"):
+        lags = summary["lags"][name]
+        assert sum(count for _, _, count in lags["rows"]) == lags["num"] > 0
+    assert summary["lags"]["staleness"]["max"] > 0, "three workers push on what the others have changed meanwhile"
+    assert sum(summary["time_shares"].values()) == pytest.approx(1.0)
+    assert summary["bytes_pushed"] == summary["tallies"]["bytes_pushed"] == summary["bytes_uncompressed"]
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (12_345_678, "12.3 MB"), (5e15, "5,000.0 TB")])
+def test_bytes_have_units(count: float, text: str) -> None:
+    assert in_bytes(count) == text

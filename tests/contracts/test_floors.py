@@ -27,6 +27,12 @@ FLOORS = {
         [
             "experiment",
             "session",
+            "schedule",
+            "validation",
+            "steering",
+            "outcome",
+            "histogram",
+            "bottleneck",
             "tracker",
             "checkpoint",
             "metrics",

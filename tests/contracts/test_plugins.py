@@ -20,8 +20,9 @@ from qfleet.algos.base import AlgorithmConfig
 from qfleet.engines.base import EngineConfig
 from qfleet.experiment import Experiment
 from qfleet.recipe import list_plugins, load_plugin
-from qfleet.session import CheckpointSaved, Validated
+from qfleet.session import CheckpointSaved
 from qfleet.strategies.base import Drained, Rollout, SnapshotPublished, StrategyConfig, Update
+from qfleet.validation import Validated
 
 
 def modules_of(package_name: str) -> list[ModuleType]:

@@ -28,9 +28,11 @@ from qfleet.roles.actor import Actor
 from qfleet.roles.blueprint import replay_bytes
 from qfleet.roles.evaluator import Evaluator
 from qfleet.roles.worker import Worker
-from qfleet.session import Logged, Session, Validated, lower_bound
+from qfleet.schedule import lower_bound
+from qfleet.session import Logged
 from qfleet.strategies.base import Rollout, Update
-from qfleet.types import EnvSpec
+from qfleet.types import EnvSpec, ParamSnapshot, Receipt
+from qfleet.validation import Validated
 
 MakeExperiment = Callable[..., Experiment]
 
@@ -86,17 +88,16 @@ def test_max_seconds_counts_training_and_not_validation(
     assert clock.seconds > 4000
 
 
-def scripted_evaluations(
-    monkeypatch: pytest.MonkeyPatch, answers: dict[str, list[list[float]]]
-) -> list[tuple[str, int]]:
-    """Let the session's evaluations give these returns in turn, by purpose; returns the (purpose, episodes) asked."""
-    asked: list[tuple[str, int]] = []
+def scripted_evaluations(monkeypatch: pytest.MonkeyPatch, answers: dict[int, list[list[float]]]) -> list[int]:
+    """Let evaluations give these returns in turn, by the number of episodes asked; returns those numbers."""
+    asked: list[int] = []
 
-    def evaluate(self: Session, snapshot: object, num_episodes: int, purpose: str, *index: int) -> list[float]:
-        asked.append((purpose, num_episodes))
-        return answers[purpose].pop(0) if purpose in answers else [0.0] * num_episodes
+    def evaluate(self: Evaluator, snapshot: ParamSnapshot, num_episodes: int, seed: int) -> Receipt:
+        asked.append(num_episodes)
+        returns = answers[num_episodes].pop(0) if num_episodes in answers else [0.0] * num_episodes
+        return Receipt(episode_returns=returns)
 
-    monkeypatch.setattr(Session, "evaluate", evaluate)
+    monkeypatch.setattr(Evaluator, "evaluate", evaluate)
     return asked
 
 
@@ -113,9 +114,9 @@ def test_until_return_is_confirmed_with_a_margin(
     asked = scripted_evaluations(
         monkeypatch,
         {
-            "validation": [[1.0, 1.0], [9.5, 9.5], [9.5, 9.5], [9.5, 9.5]],
+            2: [[1.0, 1.0], [9.5, 9.5], [9.5, 9.5], [9.5, 9.5]],
             # Not confirmed: a mean below 9; a mean of 10 but a lower bound of 10 - 4 / 2 = 8; then 10 - 0.5 / 2.
-            "confirmation": [[8.9] * 4, [6.0, 14.0, 6.0, 14.0], [9.5, 10.5, 9.5, 10.5]],
+            4: [[8.9] * 4, [6.0, 14.0, 6.0, 14.0], [9.5, 10.5, 9.5, 10.5]],
         },
     )
     changes = {
@@ -128,8 +129,8 @@ def test_until_return_is_confirmed_with_a_margin(
         "evaluation.final_episodes": 7,
     }
     summary = experiment("qfleet/Identity-v0", changes).run()
-    check = [("validation", 2), ("confirmation", 4)]
-    assert asked == [("validation", 2), *check, *check, *check, ("held-out", 7)]
+    # Validation 2, confirmation 4, held-out 7.
+    assert asked == [2, 2, 4, 2, 4, 2, 4, 7]
     assert (summary["stop_reason"], summary["reached"]) == ("reached", True)
     assert summary["env_steps_to_threshold"] == summary["num_env_steps"] == 400
     assert summary["target_return"] == 9.0
@@ -188,7 +189,7 @@ def test_validation_episodes_are_fresh_and_held_out_ones_others_still(
 
 
 def test_the_best_policy_is_kept(experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    scripted_evaluations(monkeypatch, {"validation": [[5.0], [9.0], [7.0], [8.0]]})
+    scripted_evaluations(monkeypatch, {1: [[5.0], [9.0], [7.0], [8.0]]})
     run = experiment("qfleet/Identity-v0", {"evaluation.every_env_steps": 100, "evaluation.episodes": 1})
     validated = [event for event in run.stream() if isinstance(event, Validated)]
     assert [event.is_best for event in validated] == [True, True, False, False]
@@ -248,6 +249,27 @@ def test_tensorboard_events_are_readable(experiment: MakeExperiment, tmp_path: P
         got = [(scalar.step, scalar.value) for scalar in accumulator.Scalars(f"{kind}/{name}")]
         assert len(wanted) >= 2
         np.testing.assert_allclose(got, wanted, rtol=1e-6)
+
+
+def test_lags_go_to_metrics_and_tensorboard(experiment: MakeExperiment, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    changes = {"logging.tensorboard": True, "strategy": "parameter_server", "strategy.num_workers": 3}
+    summary = experiment("qfleet/Identity-v0", changes | {"strategy.wait": "async"}).run()
+    last = records(tmp_path / "run", "train")[-1]
+    assert {f"staleness_{name}" for name in ("mean", "p50", "p95", "max")} <= set(last)
+    assert 0 <= last["policy_lag_p50"] <= last["policy_lag_p95"] <= last["policy_lag_max"]
+    assert sum(last[name] for name in last if name.startswith("share_")) == pytest.approx(1.0, abs=1e-3)
+    accumulator = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    accumulator.Reload()
+    assert {"train/staleness", "train/policy_lag"} <= set(accumulator.Tags()["histograms"])
+    (found,) = [one for one in accumulator.Histograms("train/staleness") if one.step == last["num_env_steps"]]
+    value = found.histogram_value
+    # One push an update, each of its own staleness; a bucket ends half-way to the next version.
+    assert sum(value.bucket) == value.num == last["num_updates"] <= summary["lags"]["staleness"]["num"]
+    total = sum((limit - 0.5) * count for limit, count in zip(value.bucket_limit, value.bucket, strict=True))
+    assert total == value.sum
+    assert total / value.num == pytest.approx(last["staleness_mean"], abs=1e-4)
 
 
 def test_without_tensorboard_there_are_no_events(experiment: MakeExperiment, tmp_path: Path) -> None:

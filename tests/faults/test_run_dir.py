@@ -12,7 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from qfleet.checkpoint import CheckpointStore
 from qfleet.errors import UsageError
 from qfleet.experiment import Experiment, Finished
-from qfleet.session import CheckpointSaved, Validated
+from qfleet.session import CheckpointSaved
+from qfleet.validation import Validated
 
 MakeExperiment = Callable[..., Experiment]
 

@@ -107,7 +107,14 @@ class LossOutput:
 
 
 class Algorithm(Protocol):
-    """The contract between an algorithm and the roles."""
+    """The contract between an algorithm and the roles.
+
+    Attributes:
+        learns_from: "replay" (transitions of any age, off-policy; the default of a class that does not say) or
+            "rollouts" (trajectories of the present policy). A strategy that cannot give that is refused.
+    """
+
+    learns_from: Literal["replay", "rollouts"]
 
     def build_network(self, network: NetworkConfig, spec: EnvSpec) -> nn.Module:
         """A fresh network, mapping observations [B, *O] to whatever the loss reads."""

@@ -38,6 +38,8 @@ class Algorithm:
         config: the [algo] section.
     """
 
+    learns_from: Literal["replay", "rollouts"] = "replay"
+
     def __init__(self, config: Config) -> None:
         self.config = config
 

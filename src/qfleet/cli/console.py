@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from qfleet.errors import CallFailed, QfleetError
+from qfleet.errors import CallFailed, QfleetError, RestartsExhausted
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of standard output.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only.")]
@@ -113,7 +113,7 @@ def report(error: Exception, *, as_json: bool, debug: bool) -> int:
     message, code = explain(error)
     if debug:
         traceback.print_exception(error)
-        if isinstance(error, CallFailed):
+        if isinstance(error, CallFailed | RestartsExhausted) and error.remote_traceback:
             print(error.remote_traceback, file=sys.stderr)
     print(f"error: {message}", file=sys.stderr, flush=True)
     if as_json:

@@ -35,8 +35,8 @@ def evaluate(
     debug: DebugOption = False,
 ) -> int:
     """Play greedy episodes with the best policy of a run and print its score."""
-    from qfleet.experiment import return_statistics
     from qfleet.machine import set_up_torch
+    from qfleet.outcome import return_statistics
     from qfleet.policy import make_blueprint, read_policy
     from qfleet.roles.evaluator import Evaluator
     from qfleet.seeding import derive_seed

@@ -1,4 +1,4 @@
-"""The display of a run under way: three lines that renew themselves on a terminal, plain lines elsewhere.
+"""The display of a run under way: a few lines that renew themselves on a terminal, plain lines elsewhere.
 
 An event costs one look at the clock. A renewal is timed and the next one put off until all of them together take less
 than a hundredth of the run, so the display can never be what slows training down.
@@ -9,13 +9,16 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from qfleet.bottleneck import bottleneck
 from qfleet.experiment import Experiment
-from qfleet.session import CheckpointSaved, Session, Validated
-from qfleet.strategies.base import Event
+from qfleet.session import CheckpointSaved, Session
+from qfleet.strategies.base import CrewChanged, Event, RoleRestarted
+from qfleet.validation import Validated
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -45,6 +48,8 @@ class Status:
     epsilon: float | None
     fraction: float
     seconds_left: float | None
+    shares: Mapping[str, float]
+    lags: Mapping[str, Mapping[str, float]]
 
     def returns(self) -> str:
         """Returns and epsilon."""
@@ -68,6 +73,18 @@ class Status:
         """Env steps, of how many."""
         limit = "" if self.max_env_steps is None else f" of {self.max_env_steps:,}"
         return f"{self.num_env_steps:,}{limit} env steps"
+
+    def times(self) -> str:
+        """Where the roles' time goes."""
+        return "  ".join(["time:", *(f"{name} {share:.0%}" for name, share in self.shares.items())])
+
+    def delays(self) -> str:
+        """Lags in short; empty where nothing lags."""
+        return "  ".join(
+            f"{name.replace('_', ' ')} p50 {numbers['p50']:g} p95 {numbers['p95']:g}"
+            for name, numbers in self.lags.items()
+            if numbers
+        )
 
     def left(self) -> str:
         """Time left; an upper bound, since a run also ends when it reaches its target."""
@@ -127,6 +144,8 @@ class Progress:
                 self._next = min(self._next, max(now, self._last_line + PLAIN_SECONDS_AFTER_VALIDATION))
         elif kind is CheckpointSaved:
             self._tell_last_episodes()
+        elif isinstance(event, RoleRestarted | CrewChanged):
+            self._tell(event)
         if now >= self._next:
             self._renew(now)
 
@@ -138,13 +157,32 @@ class Progress:
         if self._live is not None:
             self._live.show(self._lines(status))
         else:
-            print(
-                "  ".join([status.steps(), status.returns(), status.speeds(), status.left()]).rstrip(), file=sys.stderr
-            )
+            parts = [status.steps(), status.returns(), status.speeds(), status.left()]
+            if len(session.tracker.roles) > 1:  # say too how they get on with each other
+                parts += [status.delays(), bottleneck(status.shares) or ""]
+            print("  ".join(part for part in parts if part), file=sys.stderr)
         self._last_line = now
         done = time.perf_counter()
         rest = RENEW_SECONDS if self._is_terminal else PLAIN_SECONDS
         self._next = done + max(rest, COST_FACTOR * (done - now))
+
+    def _tell(self, event: RoleRestarted | CrewChanged) -> None:
+        """One line for what happened to the roles, which stays."""
+        session = self.experiment.session
+        if isinstance(event, CrewChanged):
+            line = f"{event.num_workers} workers: {event.why}"
+        else:
+            tallies = {} if session is None else session.control.tallies
+            counts = [
+                f"{name.removeprefix('restarts.')} {count}"
+                for name, count in tallies.items()
+                if name.startswith("restarts.")
+            ]
+            line = f"restarted {event.role} (life {event.incarnation}): {event.message}; restarts: {', '.join(counts)}"
+        if self._live is not None:
+            self._live.say(line)
+        else:
+            print(line, file=sys.stderr)
 
     def _tell_last_episodes(self) -> None:
         """Training is over and the held-out episodes are next; on a slow environment that takes a while."""
@@ -185,6 +223,8 @@ class Progress:
             epsilon=tracker.metrics.get("epsilon"),
             fraction=max((min(value / limit, 1.0) for value, limit in zip(done, asked, strict=True)), default=0.0),
             seconds_left=self._seconds_left(now, done, asked, counters.num_updates > 0),
+            shares=tracker.time_shares(),
+            lags={name: histogram.numbers() for name, histogram in tracker.lags.items()},
         )
 
     def _seconds_left(self, now: float, done: list[float], asked: list[float], is_learning: bool) -> float | None:
@@ -210,7 +250,10 @@ class Progress:
             ("━" * (BAR_WIDTH - filled), "bright_black"),
             f" {status.fraction:4.0%}  {status.left()}\n",
             f"  {status.returns()}\n",
-            f"  {status.steps()}  {status.speeds()}",
+            f"  {status.steps()}  {status.speeds()}\n",
+            f"  {status.times()}\n",
+            f"  {bottleneck(status.shares) or ''}",
+            f"\n  {status.delays()}" if status.lags else "",
             no_wrap=True,
             overflow="ellipsis",
         )
@@ -232,6 +275,10 @@ class Live:
     def show(self, text: Text) -> None:
         """Replace what is shown."""
         self._live.update(text, refresh=True)
+
+    def say(self, line: str) -> None:
+        """Print a line above, where it stays."""
+        self._live.console.print(line, markup=False)
 
     def close(self) -> None:
         """Take the lines away."""

@@ -40,9 +40,53 @@ def run_table(summary: Summary) -> Table:
     table.add_row("updates", f"{summary['num_updates']:,}")
     table.add_row("env steps/s", f"{summary['env_steps_per_second']:,.0f}")
     table.add_row("updates/s", f"{summary['updates_per_second']:,.0f}")
+    if summary["num_roles"] > 1:
+        for name, share in summary["time_shares"].items():
+            table.add_row(f"time: {name}", f"{share:.0%}")
+    if summary["bytes_pushed"]:
+        table.add_row("pushed", pushed(summary))
+    for name, count in summary["tallies"].items():
+        if name != "bytes_pushed":
+            table.add_row(name.replace("_", " ").replace(".", ": "), f"{count:,}")
     measured, asked = summary["samples_per_insert_measured"], summary["samples_per_insert_asked"]
     table.add_row("replay ratio, measured of asked", f"{measured:.2f} of {asked:g}")
     return table
+
+
+def lag_table(summary: Summary) -> Table | None:
+    """How old things were when they were used, in versions: a column a kind, a row a bucket; None where nothing is."""
+    lags = {name: lag for name, lag in summary["lags"].items() if lag["num"]}
+    if not lags:
+        return None
+    table = _table("lags, in parameter versions")
+    table.add_column("versions", justify="right")
+    for name in lags:
+        table.add_column(name.replace("_", " "), justify="right")
+    buckets = sorted({(low, high) for lag in lags.values() for low, high, _ in lag["rows"]})
+    shares = {name: {(low, high): count / lag["num"] for low, high, count in lag["rows"]} for name, lag in lags.items()}
+    for low, high in buckets:
+        label = str(low) if low == high else f"{low} .. {high}" if high < 1 << 62 else f"{low} .."
+        table.add_row(label, *(f"{share[low, high]:.1%}" if (low, high) in share else "" for share in shares.values()))
+    table.add_section()
+    for statistic in ("mean", "p50", "p95", "max"):
+        table.add_row(statistic, *(f"{lag[statistic]:g}" for lag in lags.values()))
+    return table
+
+
+def pushed(summary: Summary) -> str:
+    """Bytes pushed, and how many times fewer they are than whole float32 vectors."""
+    whole = summary["bytes_uncompressed"]
+    ratio = "" if not whole else f", 1 / {whole / summary['bytes_pushed']:.1f} of float32"
+    return f"{in_bytes(summary['bytes_pushed'])}{ratio}"
+
+
+def in_bytes(count: float) -> str:
+    """12,345,678 as 12.3 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"
 
 
 def run_line(summary: Summary) -> str:

@@ -23,16 +23,27 @@ EXAMPLES = examples(
     "qfleet train Acrobot-v1 --until-return -90 --max-env-steps 200000 --run-dir runs/acrobot",
     "qfleet train Pendulum-v1 --set env.discretize=5 --max-seconds 60",
     "qfleet train my_package:MyEnv-v0 --recipe my_recipe.toml",
+    "qfleet train CartPole-v1 --strategy parameter_server --workers 4",
     "qfleet train --resume runs/acrobot --max-env-steps 400000",
+    "qfleet train --resume runs/fleet --workers 2",
 )
+
+
+def module_names(folder: str) -> str:
+    """What an option may name: the modules in a folder of the package, which are not imported for that."""
+    package = Path(__file__).parents[1] / folder
+    return ", ".join(sorted(path.stem for path in package.glob("*.py") if path.stem not in ("__init__", "base")))
+
 
 EnvArgument = Annotated[
     str | None,
     typer.Argument(metavar="ENV", help="A Gymnasium environment: CartPole-v1, or my_package:MyEnv-v0."),
 ]
-AlgoOption = Annotated[str | None, typer.Option(metavar="NAME", help="What is learned (dqn).")]
-StrategyOption = Annotated[str | None, typer.Option(metavar="NAME", help="How the work is split (serial).")]
-EngineOption = Annotated[str | None, typer.Option(metavar="NAME", help="Where it runs (inline).")]
+AlgoOption = Annotated[str | None, typer.Option(metavar="NAME", help=f"What is learned: {module_names('algos')}.")]
+StrategyOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help=f"How the work is split: {module_names('strategies')}.")
+]
+EngineOption = Annotated[str | None, typer.Option(metavar="NAME", help=f"Where it runs: {module_names('engines')}.")]
 WorkersOption = Annotated[int | None, typer.Option(metavar="N", min=1, help="Workers, where the strategy has any.")]
 SeedOption = Annotated[int | None, typer.Option(metavar="S", min=0, help="Seed of all random numbers.")]
 RecipeOption = Annotated[
@@ -124,6 +135,8 @@ def train(
                 return run_one(experiment, out, interrupts)
             return run_series(new_series(experiment, seeds, run_dir), out, interrupts)
         refuse_with_resume(request)
+        if workers is not None and has_workers_on_resume(resume, workers):
+            overrides["strategy.num_workers"] = workers
         if is_series(resume):
             from qfleet.series import Series
 
@@ -206,12 +219,28 @@ def refuse_with_resume(request: Request) -> None:
         f"the environment {request.env}": request.env,
         "--recipe": request.recipe,
         "--run-dir": request.run_dir,
-        "--workers": request.num_workers,
         "--seeds": request.num_seeds,
     }
     for name, value in given.items():
         if value is not None:
             raise UsageError(f"--resume with {name}: a resumed run keeps its own; leave it out")
+
+
+def has_workers_on_resume(run_dir: Path, num_workers: int) -> bool:
+    """`check_workers` for a run, or a series, that is there already.
+
+    Raises:
+        UsageError: no run there, or its strategy has no number of workers.
+    """
+    from qfleet.recipe import read_config
+    from qfleet.series import Series
+
+    if is_series(run_dir):
+        return check_workers(Series.resume(run_dir).config.strategy, num_workers)
+    path = run_dir / "config.toml"
+    if not path.is_file():
+        raise UsageError(f"{run_dir}: no run here (config.toml is missing)")
+    return check_workers(read_config(path).strategy, num_workers)
 
 
 def resumed_experiment(run_dir: Path, overrides: dict[str, object]) -> Experiment:
@@ -232,11 +261,15 @@ def resumed_experiment(run_dir: Path, overrides: dict[str, object]) -> Experimen
 
 def run_one(experiment: Experiment, out: Output, interrupts: Interrupts) -> int:
     """Run it and print its result; returns the exit code."""
-    from qfleet.cli.summary import next_commands, places, run_line, run_table
+    from qfleet.cli.summary import lag_table, next_commands, places, run_line, run_table
 
     summary = play(experiment, out, interrupts, str(experiment.config.env.id))
     interrupted = summary["stop_reason"] == "interrupted"
     out.show(run_table(summary))
+    lags = lag_table(summary)
+    if lags is not None:
+        out.show(lags)
+        out.say(str(summary["bottleneck"]))
     for line in ["", "where things are", *places(experiment.run_dir)]:
         out.say(line)
     if not interrupted:

@@ -7,6 +7,7 @@ environment is stopped after the first N finished ones.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -79,3 +80,24 @@ class Evaluator:
         if num_envs not in self._batches:
             self._batches[num_envs] = self.blueprint.build_envs(num_envs)
         return self._batches[num_envs]
+
+
+class EvaluatorPool:
+    """Evaluators of several environments in one role; they are called one at a time.
+
+    Args:
+        blueprints: what to play on, by name.
+        config: as of each evaluator.
+    """
+
+    def __init__(self, blueprints: Mapping[str, Blueprint], config: EvaluationConfig) -> None:
+        self._evaluators = {name: Evaluator(blueprint, config) for name, blueprint in blueprints.items()}
+
+    def evaluate(self, env: str, snapshot: ParamSnapshot, num_episodes: int, seed: int) -> Receipt:
+        """Play on the environment called `env`; see Evaluator.evaluate."""
+        return self._evaluators[env].evaluate(snapshot, num_episodes, seed)
+
+    def close(self) -> None:
+        """Close all environments."""
+        for evaluator in self._evaluators.values():
+            evaluator.close()

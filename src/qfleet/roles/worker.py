@@ -39,6 +39,7 @@ class Worker:
         self.replay = blueprint.build_replay(name)
         self.batch_size = blueprint.algo.batch_size
         self._is_prioritized = blueprint.replay.sampler == "prioritized"
+        self._own_files: set[str] = set()  # of the checkpoints that this life has written or was loaded from
 
     def collect(self, progress: Progress, num_vector_steps: int) -> Receipt:
         """Step the environments `num_vector_steps` times and insert what they gave."""
@@ -95,7 +96,8 @@ class Worker:
         Args:
             folder: the run's checkpoints folder.
             tag: the checkpoint's name.
-            previous: this role's files in the previous checkpoint; replay segments among them are kept, not rewritten.
+            previous: this role's files in the previous checkpoint; replay segments among them are kept, not rewritten,
+                unless a former life wrote them, whose rows had other keys.
         """
         receipt = Receipt(version=self.learner.version)
         flushed = self.actor.cut(tag)
@@ -110,9 +112,11 @@ class Worker:
         root = Path(folder)
         # The state comes first: `load` reads it as files[0], and the replay's files are all the others.
         receipt.files = [write_file(root, f"{self.name}/state-{tag}.safetensors", state)]
-        replay_files = [_strip(self.name, file) for file in previous[1:]]
+        replay_files = [_strip(self.name, file) for file in previous[1:] if file.path in self._own_files]
         saved = save_replay(self.replay, root / self.name, replay_files, tag)
         receipt.files += [SavedFile(f"{self.name}/{file.path}", file.num_bytes, file.sha256) for file in saved]
+        kept = self._own_files.intersection(file.path for file in previous)
+        self._own_files = kept.union(file.path for file in receipt.files)
         return receipt
 
     def load(self, folder: str, tag: str, files: list[SavedFile]) -> Receipt:
@@ -127,6 +131,7 @@ class Worker:
         load_replay(self.replay, root / self.name, [_strip(self.name, file) for file in files[1:]])
         self.actor.load_state_dict(arrays, actor_values, tag)
         self.load_extra_state(arrays)
+        self._own_files = {file.path for file in files}
         return Receipt(version=self.learner.version)
 
     def build_learner(self, blueprint: Blueprint) -> Learner:
