@@ -34,8 +34,8 @@ from qfleet.roles.aggregator import AggregationRule, RuleName
 from qfleet.roles.blueprint import Blueprint
 from qfleet.roles.federation import Personal, shared_parameters
 from qfleet.strategies.base import Control, Event, Saved
-from qfleet.strategies.base.config import FleetConfig
 from qfleet.strategies.base.clients import Plan
+from qfleet.strategies.base.config import FleetConfig
 from qfleet.strategies.base.rounds import Rounds
 
 # Which rules read which settings; with any other rule such a setting must be left at its default.

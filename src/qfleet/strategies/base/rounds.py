@@ -29,8 +29,8 @@ from qfleet.strategies.base import (
     drained,
     submit_saves,
 )
-from qfleet.strategies.base.config import FleetConfig
 from qfleet.strategies.base.clients import Client, Crew, Plan
+from qfleet.strategies.base.config import FleetConfig
 from qfleet.strategies.base.supervisor import Loss, Supervisor
 from qfleet.types import Receipt
 
