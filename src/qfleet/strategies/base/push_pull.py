@@ -82,6 +82,7 @@ class PushPull:
         self._ready: deque[Member] = deque()
         self._merging: dict[Merge, list[tuple[Member, int]]] = {}
         self._is_pausing = False
+        self._cut_windows: dict[str, int] = {}  # by worker, what saving has inserted since the last checkpoint
 
     def events(self, saved: Saved | None) -> Iterator[Event]:
         """The strategy's events, for ever."""
@@ -131,7 +132,16 @@ class PushPull:
         roles = [*self.servers.refs, *(member.ref for member in self.members.values())]
         saves = submit_saves(self.engine, roles, self.control)
         lost = [outcome for outcome in map(self.supervisor.receive, saves) if isinstance(outcome, Loss)]
+        inserted = self._cut_windows
+        for save in saves:  # also where the checkpoint will be taken again: a second cut finds no open windows
+            if save.error is None and save.role.name in self.members:
+                number = self.engine.result(save).num_inserted
+                self.members[save.role.name].inserted(number)
+                inserted[save.role.name] = inserted.get(save.role.name, 0) + number
         if lost:  # bring them back and try again
+            for save in saves:
+                if save.error is None:
+                    self.control.counters.add(self.engine.result(save))
             for loss in lost:
                 if loss.restarted is not None:
                     yield loss.restarted
@@ -140,11 +150,8 @@ class PushPull:
                 else:
                     self.servers.revive(loss.future.role)
             return
-        event = drained(self.engine, saves, self.control)
-        for name, num_inserted in event.inserted.items():
-            if num_inserted:
-                self.members[name].pace.num_inserted += num_inserted
-        yield dataclasses.replace(event, state=self.roster.state())
+        event, self._cut_windows = drained(self.engine, saves, self.control), {}
+        yield dataclasses.replace(event, state=self.roster.state(), inserted=inserted)
 
     def _resize(self) -> Iterator[Event]:
         """Hire, or let the last ones go, until there are as many workers as the user wants by now."""
@@ -252,8 +259,7 @@ class PushPull:
             counters = self.control.counters
             outcome.lags["policy_lag"] = [self.servers.version - outcome.version]
             counters.add(outcome)
-            member.pace.num_inserted += outcome.num_inserted
-            member.num_held += outcome.num_inserted
+            member.inserted(outcome.num_inserted)
             yield Rollout(member.ref.name, outcome)
         elif job.kind == "restore":
             member.num_held = int(outcome.metrics["num_restored"])
