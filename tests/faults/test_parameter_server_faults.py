@@ -118,6 +118,34 @@ def test_every_transition_is_in_a_replay_or_counted_as_lost(
     assert control.tallies["transitions_lost"] > 200
 
 
+@pytest.mark.parametrize("num_workers", [2, 5])
+def test_a_worker_that_dies_before_its_first_checkpoint_has_its_share_again(
+    experiment: MakeExperiment, num_workers: int
+) -> None:
+    first = experiment("qfleet/Identity-v0", {**BASE, "replay.capacity": 60_000, "stop.max_env_steps": 600})
+    first.run()
+    changes = {"strategy.num_workers": num_workers, "stop.max_env_steps": 1200}
+    resumed = Experiment.resume(first.run_dir, changes)
+    stream = resumed.stream()
+    is_killed = False
+    for number, event in enumerate(stream):
+        # The old ones' paces and the shares that the new ones got of them are out of step.
+        assert number < 1500, "the pause never ends: one worker's push makes the others collect, and so on"
+        assert resumed.session is not None
+        engine, control = resumed.session.engine, resumed.session.control
+        if isinstance(event, Rollout) and not is_killed:
+            engine.kill(RoleRef("worker-0"))
+            is_killed = True
+        if isinstance(event, Drained):
+            break
+    workers = [role for name, role in engine._roles.items() if name.startswith("worker-")]  # type: ignore[attr-defined]
+    assert len(workers) == num_workers
+    assert control.tallies["restarts.killed"] == 1
+    lost = control.tallies["transitions_lost"]
+    assert sum(len(role.built.replay) for role in workers) == control.counters.num_inserted - lost
+    assert lost < 100, "a little that it had inserted since"
+
+
 def test_a_push_is_applied_once_also_when_the_call_is_made_again(experiment: MakeExperiment) -> None:
     # Every third update takes effect and then its answer is lost, with the server.
     applied: list[tuple[str, int, int]] = []

@@ -55,6 +55,7 @@ class Member:
         pace: its own: what it has inserted, and the samples promised to pushes of its.
         num_held: transitions inserted into the replay of its present life, restored ones included.
         num_unsaved: those of them that are in no checkpoint: what its death would lose.
+        sources: where its share of other workers' replays lies, until it is in a checkpoint of its own.
         sequence: number of its next push.
         num_unmerged: pushes submitted and neither merged nor discarded.
         newest_clock: which clock the newest of them is for.
@@ -68,6 +69,7 @@ class Member:
     pace: Pace
     num_held: int = 0
     num_unsaved: int = 0
+    sources: list[ReplaySource] = field(default_factory=list)
     sequence: int = 0
     num_unmerged: int = 0
     newest_clock: int = -1
@@ -99,12 +101,14 @@ class Group:
         sets: what has arrived for each clock that is not merged yet.
         merged: sets below this clock are merged, or being so.
         blocked: members at their bound.
+        end: up to which clock it goes on during a pause.
     """
 
     clocks: Clocks = field(default_factory=Clocks)
     sets: dict[int, list[Arrived]] = field(default_factory=dict)
     merged: int = 0
     blocked: list[Member] = field(default_factory=list)
+    end: int = 0
 
 
 class Roster:
@@ -198,7 +202,7 @@ class Roster:
     def state(self) -> dict[str, object]:
         """JSON values for the checkpoint that has just been written."""
         for member in self.members.values():
-            member.num_unsaved = 0
+            member.num_unsaved, member.sources = 0, []
         return {
             "workers": {name: self._counts(member) for name, member in self.members.items()},
             "merged": [group.merged for group in self.groups],
@@ -224,7 +228,7 @@ class Roster:
         files = control.saved_files.get(name, [])
         control.count("transitions_lost", min(member.num_unsaved, self.blueprint.replay.capacity))
         member.num_held = member.num_unsaved = 0
-        sources = [self._source(name, files)] if len(files) > 1 else []
+        sources = member.sources or ([self._source(name, files)] if len(files) > 1 else [])
         incarnation = self.engine.incarnation(member.ref)
         return self.engine.submit(member.ref, "restore", incarnation, control.saved_tag, sources, *self.published())
 
@@ -246,7 +250,7 @@ class Roster:
                 member.pace.num_samples_reserved += _part_of(workers[role]["samples"], part, num_parts)
             receipt: Receipt
             receipt, _ = call(self.engine, member.ref, "restore", 0, saved.tag, sources, *self.published())
-            member.num_held = int(receipt.metrics["num_restored"])
+            member.num_held, member.sources = int(receipt.metrics["num_restored"]), sources
             member.sequence = next_sequence
 
     def _source(self, role: str, files: list[SavedFile], part: int = 0, num_parts: int = 1) -> ReplaySource:
