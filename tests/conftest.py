@@ -114,7 +114,7 @@ class Fleet:
 
     def __init__(self, config: RunConfig, folder: Path, saved: tuple[Saved, Counters] | None = None) -> None:
         self.config = config
-        self.engine = load_engine(config, folder)
+        self.engine = load_engine(config, folder.parent)
         self.blueprint = make_blueprint(config, probe_spec(config.env, None), "cpu")
         self.control = Control(str(folder))
         if saved is not None:

@@ -358,6 +358,25 @@ def test_another_number_of_ranks_resumes_with_every_transition(
     assert update.receipt.num_samples == update.receipt.num_updates * num_after * BATCH
 
 
+@pytest.mark.parametrize("num_after", [2, 4])
+def test_a_rank_that_dies_before_its_first_checkpoint_has_its_share_again(
+    blueprint: Blueprint, tmp_path: Path, num_after: int
+) -> None:
+    before = Fleet(blueprint, tmp_path, 3)
+    before.until_updates(20)
+    saved = before.save("00000")
+    counters = Counters(**vars_of(before.control.counters))
+    after = Fleet(blueprint, tmp_path, num_after, saved=saved, counters=counters)
+    after.control.saved_files = saved.files
+    after.step()
+    after.kill("worker-0")
+    after.until(lambda event: isinstance(event, RoleRestarted))
+    after.save("00001")
+    kept, wanted = rows(after), rows(before)
+    assert not wanted - kept, "all that the checkpoint held"
+    assert sum(kept.values()) == after.control.counters.num_inserted - after.control.tallies["transitions_lost"]
+
+
 def test_a_rank_that_failed_while_saving_is_saved_in_the_end(blueprint: Blueprint, tmp_path: Path) -> None:
     fleet = Fleet(blueprint, tmp_path, 3)
     fleet.until_updates(6)

@@ -19,7 +19,7 @@ from qfleet.roles.federated_client import FederatedClient
 from qfleet.roles.federation import ClientUpdate
 from qfleet.session import CheckpointSaved
 from qfleet.strategies import federated
-from qfleet.strategies.base import RoleRestarted, Rollout, Update
+from qfleet.strategies.base import Drained, RoleRestarted, Rollout, Update
 from qfleet.types import Receipt, Reply, Sample, Transitions
 
 MakeExperiment = Callable[..., Experiment]
@@ -139,6 +139,40 @@ def test_a_death_is_counted_and_the_run_learns_all_the_same(
     assert_counts_add_up(run, events)
     asked, measured = (events[-1].summary[f"samples_per_insert_{name}"] for name in ("asked", "measured"))
     assert 0.85 * asked < measured <= asked
+
+
+def test_every_transition_is_in_a_replay_or_counted_as_lost(
+    experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Clients die again and again between two checkpoints; some fail to save, which inserts the others' open windows.
+    changes = {"algo.n_step": 3, "replay.capacity": 60_000, "checkpoint.every_env_steps": 100}
+    limits = {"strategy.max_restarts": 1000, "strategy.max_restarts_per_minute": 1000, "strategy.local_steps": 2}
+    run = experiment("CartPole-v1", IDENTITY | changes | limits)
+    generator = np.random.default_rng(3)
+    save, saves = FederatedClient.save, []
+
+    def failing(self: FederatedClient, *args: Any) -> Any:
+        saves.append(self.name)
+        if len(saves) % 7 == 0:
+            raise OSError("decoy 99")
+        return save(self, *args)
+
+    monkeypatch.setattr(FederatedClient, "save", failing)
+    num_cuts = 0
+    for event in run.stream():
+        assert run.session is not None
+        engine, control = run.session.engine, run.session.control
+        clients = {name: role for name, role in engine._roles.items() if name.startswith("worker-")}  # type: ignore[attr-defined]
+        if isinstance(event, Drained):
+            num_cuts += 1
+            held = sum(len(role.built.replay) for role in clients.values())
+            assert held == control.counters.num_inserted - control.tallies.get("transitions_lost", 0)
+        elif not control.is_ending and generator.random() < 0.05:
+            engine.kill(RoleRef(sorted(clients)[int(generator.integers(len(clients)))]))
+    assert num_cuts > 3
+    assert control.tallies["restarts.killed"] > 10
+    assert control.tallies["restarts.exception"] > 3
+    assert control.tallies["transitions_lost"] > 100
 
 
 def test_a_late_client_is_counted_and_its_steps_too(experiment: MakeExperiment) -> None:

@@ -13,7 +13,7 @@ from qfleet.errors import RestartsExhausted
 from qfleet.experiment import Experiment
 from qfleet.roles.gradient_worker import GradientWorker
 from qfleet.roles.parameter_server import ParameterServer
-from qfleet.strategies.base import Gradient, RoleRestarted, Rollout, Update
+from qfleet.strategies.base import Drained, Gradient, RoleRestarted, Rollout, Update
 
 MakeExperiment = Callable[..., Experiment]
 RULES: dict[str, dict[str, Any]] = {
@@ -83,6 +83,67 @@ def test_kills_lose_unfinished_work_only(experiment: MakeExperiment, rules: str,
     policy = load_policy(run.run_dir)
     obs = np.eye(4, dtype=np.float32)[:, : policy.spec.obs_shape[0]]
     assert policy.act(obs).tolist() == [0, 1, 2, 3], "and it has learned"
+
+
+@pytest.mark.parametrize("rules", ["sync", "async"])
+def test_every_transition_is_in_a_replay_or_counted_as_lost(
+    experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch, rules: str
+) -> None:
+    # Workers die again and again between two checkpoints; some fail to save, which inserts the others' open windows.
+    changes = {"algo.n_step": 3, "replay.capacity": 60_000, "checkpoint.every_env_steps": 100}
+    run = experiment("CartPole-v1", {**BASE, **RULES[rules], **changes})
+    generator = np.random.default_rng(3)
+    num_cuts = 0
+    save, saves = GradientWorker.save, []
+
+    def failing(self: GradientWorker, *args: Any) -> Any:
+        saves.append(self.name)
+        if len(saves) % 7 == 0:
+            raise OSError("decoy 99")
+        return save(self, *args)
+
+    monkeypatch.setattr(GradientWorker, "save", failing)
+    for event in run.stream():
+        assert run.session is not None
+        engine, control = run.session.engine, run.session.control
+        workers = {name: role for name, role in engine._roles.items() if name.startswith("worker-")}  # type: ignore[attr-defined]
+        if isinstance(event, Drained):
+            num_cuts += 1
+            held = sum(len(role.built.replay) for role in workers.values())
+            assert held == control.counters.num_inserted - control.tallies.get("transitions_lost", 0)
+        elif not control.is_ending and generator.random() < 0.02:
+            engine.kill(RoleRef(sorted(workers)[int(generator.integers(len(workers)))]))
+    assert num_cuts > 5
+    assert control.tallies["restarts.killed"] > 20
+    assert control.tallies["transitions_lost"] > 200
+
+
+@pytest.mark.parametrize("num_workers", [2, 5])
+def test_a_worker_that_dies_before_its_first_checkpoint_has_its_share_again(
+    experiment: MakeExperiment, num_workers: int
+) -> None:
+    first = experiment("qfleet/Identity-v0", {**BASE, "replay.capacity": 60_000, "stop.max_env_steps": 600})
+    first.run()
+    changes = {"strategy.num_workers": num_workers, "stop.max_env_steps": 1200}
+    resumed = Experiment.resume(first.run_dir, changes)
+    stream = resumed.stream()
+    is_killed = False
+    for number, event in enumerate(stream):
+        # The old ones' paces and the shares that the new ones got of them are out of step.
+        assert number < 1500, "the pause never ends: one worker's push makes the others collect, and so on"
+        assert resumed.session is not None
+        engine, control = resumed.session.engine, resumed.session.control
+        if isinstance(event, Rollout) and not is_killed:
+            engine.kill(RoleRef("worker-0"))
+            is_killed = True
+        if isinstance(event, Drained):
+            break
+    workers = [role for name, role in engine._roles.items() if name.startswith("worker-")]  # type: ignore[attr-defined]
+    assert len(workers) == num_workers
+    assert control.tallies["restarts.killed"] == 1
+    lost = control.tallies["transitions_lost"]
+    assert sum(len(role.built.replay) for role in workers) == control.counters.num_inserted - lost
+    assert lost < 100, "a little that it had inserted since"
 
 
 def test_a_push_is_applied_once_also_when_the_call_is_made_again(experiment: MakeExperiment) -> None:

@@ -35,7 +35,7 @@ from qfleet.config import PositiveFloat, PositiveInt
 from qfleet.engines.base import EngineConfig, Future, Placement, RoleRef
 from qfleet.errors import QfleetError, RoleDied, ValueLost
 from qfleet.placement.lanes import Lanes
-from qfleet.placement.processes import end
+from qfleet.placement.processes import Process, end
 from qfleet.placement.ray_calls import (
     DEATHS,
     Call,
@@ -233,6 +233,11 @@ class Engine:
         known = self._roles.get(role.name)
         return known.life.incarnation if known is not None else 0
 
+    def process_of(self, role: RoleRef) -> Process | None:
+        """Where the role's present life runs, on its node; None before it is placed and once it is known to be dead."""
+        known = self._roles.get(role.name)
+        return known.life.home.process if known and known.life.home and known.life.cause is None else None
+
     def room_for(self, placement: Placement) -> int:
         """By what the nodes have left. A Ray that was started here refuses none for want of a CPU."""
         return self._joined().room_for(placement)
@@ -305,14 +310,12 @@ class Engine:
 
     def _close_roles(self, lives: list[Life]) -> None:
         """Drop their calls, let them close themselves, end them."""
-        closing = []
-        for life in lives:
-            for call in life.calls.values():
-                self._lanes.of(call.future.lane).num_open -= 1
-                if call.meeting is not None:
-                    self._blame(call.meeting, life.name)
-            life.calls = {}
-            closing.append(life.actor.close.remote())
+        for call in [call for life in lives for call in life.calls.values()]:
+            self._lanes.of(call.future.lane).num_open -= 1
+            if call.meeting is not None:
+                self._blame(call.meeting, call.life.name)
+            call.life.calls = {}
+        closing = [life.actor.close.remote() for life in lives]
         if closing:
             ray.wait(closing, num_returns=len(closing), timeout=_CLOSE_SECONDS)
         self._take_arrivals()  # among them may be where a role lives that was spawned a moment ago
@@ -348,9 +351,7 @@ class Engine:
         self._deadlines.watch(life)
         self._listen(call.refs[-1], self._on_answer, call)
 
-    def _listen(
-        self, ref: Any, handle: Callable[[Any, Any, BaseException | None, float], None], subject: object
-    ) -> None:
+    def _listen(self, ref: Any, handle: Handle, subject: object) -> None:
         """Have what becomes of a reference handed to `handle` in a later wait()."""
         arrivals = self._arrivals
 

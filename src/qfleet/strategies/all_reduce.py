@@ -18,11 +18,12 @@ Goyal et al. 2017; Sergeev and Del Balso 2018 (Horovod).
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from qfleet.engines.base import Engine, Future, RoleRef
 from qfleet.errors import QfleetError
 from qfleet.ops.pacing import updates_allowed
+from qfleet.replay.redistribute import ReplaySource
 from qfleet.roles.blueprint import Blueprint
 from qfleet.roles.rank_worker import RankWorker
 from qfleet.strategies.base import (
@@ -53,9 +54,10 @@ class Config(FleetConfig):
 
 @dataclass(slots=True, eq=False)
 class _Member:
-    """What the coordinator knows of one rank."""
+    """What the coordinator knows of one rank. `sources` are its share of others' replays, until it saves its own."""
 
     ref: RoleRef
+    sources: list[ReplaySource] = field(default_factory=list)
     num_held: int = 0  # transitions in its replay
     is_ready: bool = True  # not so while a new life is being restored
     is_in_group: bool = True
@@ -135,7 +137,7 @@ class _AllReduce:
         for name, member in self.members.items():
             state = saved.files[old[0]][0]
             receipt, _ = call(self.engine, member.ref, "restore", 0, saved.tag, folder, state, shares[name])
-            member.num_held = int(receipt.metrics["num_restored"])
+            member.num_held, member.sources = int(receipt.metrics["num_restored"]), shares[name]
 
     def _hire(self, name: str) -> _Member:
         number = worker_number(name)
@@ -208,7 +210,7 @@ class _AllReduce:
         old = saved_workers(files)
         state: SavedFile | None = files[old[0]][0] if old else None
         folder = control.checkpoint_folder
-        sources = replay_source(folder, name, files.get(name, []))
+        sources = member.sources or replay_source(folder, name, files.get(name, []))
         life = self.engine.incarnation(member.ref)
         self._restoring.add(self.engine.submit(member.ref, "restore", life, control.saved_tag, folder, state, sources))
 
@@ -353,6 +355,8 @@ class _AllReduce:
             for receipt in answers.values():
                 self.control.counters.add(receipt)
             return
+        for member in members:
+            member.sources = []
         workers = {member.ref.name: {"held": member.num_held, "in_group": member.is_in_group} for member in members}
         yield drained(self.engine, saves, self.control, {"workers": workers, "num_ever": self._num_ever})
 

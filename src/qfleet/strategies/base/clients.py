@@ -56,7 +56,8 @@ class Client:
     Attributes:
         ref: the role.
         num_inserted, num_samples: what it has inserted and trained on; what its pace is counted from.
-        num_saved: of the transitions inserted, those before its newest checkpoint.
+        num_saved: transitions in its newest checkpoint.
+        num_unsaved: those inserted since, or since its last death: what the next one would lose.
         future: its call under way, None while it is free.
         personal: the newest call that gave its own whole snapshot.
     """
@@ -65,12 +66,18 @@ class Client:
     num_inserted: int = 0
     num_samples: int = 0
     num_saved: int = 0
+    num_unsaved: int = 0
     future: Future | None = None
     personal: Future | None = None
 
+    def inserted(self, number: int) -> None:
+        """So many transitions have come into its replay."""
+        self.num_inserted += number
+        self.num_unsaved += number
+
     def counts(self) -> dict[str, int]:
         """For a checkpoint."""
-        return {"inserted": self.num_inserted, "samples": self.num_samples}
+        return {"inserted": self.num_inserted, "samples": self.num_samples, "saved": self.num_saved}
 
 
 class Crew:
@@ -104,7 +111,7 @@ class Crew:
                 role, folder = self.clients[name].ref, self.control.checkpoint_folder
                 call(self.engine, role, "load", folder, saved.tag, saved.files[name])
         for counts in self._absent.values():
-            self.control.count("transitions_set_aside", counts["inserted"])
+            self.control.count("transitions_set_aside", counts["saved"])
 
     def num_wanted(self) -> int:
         """How many clients the user wants by now; at least as many as a round needs."""
@@ -126,8 +133,8 @@ class Crew:
             plan.personal,
             placement=self.config.worker_placement(),
         )
-        counts = self._absent.pop(name, {"inserted": 0, "samples": 0})
-        client = Client(ref, counts["inserted"], counts["samples"], num_saved=counts["inserted"])
+        counts = self._absent.pop(name, {"inserted": 0, "samples": 0, "saved": 0})
+        client = Client(ref, counts["inserted"], counts["samples"], num_saved=counts["saved"])
         self.clients[name] = client
         return client
 
@@ -136,7 +143,7 @@ class Crew:
         name, client = self.clients.popitem()
         self.engine.stop(client.ref)
         self.control.count("transitions_set_aside", client.num_saved)
-        self.control.count("transitions_lost", client.num_inserted - client.num_saved)
+        self.control.count("transitions_lost", client.num_unsaved)
         self._absent[name] = client.counts()
         return client
 
@@ -148,11 +155,10 @@ class Crew:
         """Whether every client is free and could make a round's updates on what it has inserted already."""
         return all(client.future is None and self._owes(client) for client in self.clients.values())
 
-    def saved(self, inserted: dict[str, int]) -> None:
-        """Each client has written its files, and has inserted so many transitions doing it."""
-        for name, client in self.clients.items():
-            client.num_inserted += inserted[name]
-            client.num_saved = client.num_inserted
+    def saved(self) -> None:
+        """Each client has written its files."""
+        for client in self.clients.values():
+            client.num_saved, client.num_unsaved = client.num_saved + client.num_unsaved, 0
 
     def files_set_aside(self) -> dict[str, list[SavedFile]]:
         """The files of those that are not here, to be kept."""

@@ -82,6 +82,7 @@ class PushPull:
         self._ready: deque[Member] = deque()
         self._merging: dict[Merge, list[tuple[Member, int]]] = {}
         self._is_pausing = False
+        self._cut_windows: dict[str, int] = {}  # by worker, what saving has inserted since the last checkpoint
 
     def events(self, saved: Saved | None) -> Iterator[Event]:
         """The strategy's events, for ever."""
@@ -99,6 +100,8 @@ class PushPull:
             is_pausing = control.drain_tag is not None or (wants_snapshot and not runs_on)
             if is_pausing != self._is_pausing:
                 self._is_pausing = is_pausing
+                for group in self.roster.groups:
+                    self._set_end(group)
                 self._release_all()
             if not is_pausing:
                 yield from self._resize()
@@ -131,7 +134,16 @@ class PushPull:
         roles = [*self.servers.refs, *(member.ref for member in self.members.values())]
         saves = submit_saves(self.engine, roles, self.control)
         lost = [outcome for outcome in map(self.supervisor.receive, saves) if isinstance(outcome, Loss)]
+        inserted = self._cut_windows
+        for save in saves:  # also where the checkpoint will be taken again: a second cut finds no open windows
+            if save.error is None and save.role.name in self.members:
+                number = self.engine.result(save).num_inserted
+                self.members[save.role.name].inserted(number)
+                inserted[save.role.name] = inserted.get(save.role.name, 0) + number
         if lost:  # bring them back and try again
+            for save in saves:
+                if save.error is None:
+                    self.control.counters.add(self.engine.result(save))
             for loss in lost:
                 if loss.restarted is not None:
                     yield loss.restarted
@@ -140,11 +152,8 @@ class PushPull:
                 else:
                     self.servers.revive(loss.future.role)
             return
-        event = drained(self.engine, saves, self.control)
-        for name, num_inserted in event.inserted.items():
-            if num_inserted:
-                self.members[name].pace.num_inserted += num_inserted
-        yield dataclasses.replace(event, state=self.roster.state())
+        event, self._cut_windows = drained(self.engine, saves, self.control), {}
+        yield dataclasses.replace(event, state=self.roster.state(), inserted=inserted)
 
     def _resize(self) -> Iterator[Event]:
         """Hire, or let the last ones go, until there are as many workers as the user wants by now."""
@@ -173,13 +182,11 @@ class PushPull:
         if name not in self.members or member.num_calls >= rules.in_flight:
             return
         clock = group.clocks.of[name] + member.num_unmerged
-        owes = member.num_held >= pace.batch_size and pace.updates_allowed() >= self.updates_per_push
-        # A pause lets those behind catch up with the set that is open, and everybody make the updates they owe. Where
-        # there are backups they do not: some push of each set comes too late and is owed again.
-        is_free = not self._is_pausing or (rules.is_mean and clock < self._open_until(group))
-        if rules.num_backup and not is_free:
+        # A pause ends where the owed updates do, see `_set_end`; with backups some push comes too late and is owed again.
+        is_free = not self._is_pausing or (rules.is_mean and clock < group.end)
+        if not is_free and rules.is_mean:
             return
-        if not owes:
+        if not self._num_owed(member):
             # It acts on its own pushes merged, but for those that the rules let it run ahead by.
             may_lack = rules.in_flight - 1 if not rules.is_mean or rules.bound is None else rules.bound
             if is_free and not member.num_calls and member.num_unmerged <= may_lack:
@@ -202,9 +209,6 @@ class PushPull:
         else:
             self._submit(job, "gradient")
         self._list(member)  # it may have room for one more
-        if self._is_pausing:  # whoever was left alone may be behind this push now
-            for name in group.clocks.of:
-                self._list(self.members[name])
 
     def _submit(self, job: _Job, method: str, *args: object) -> None:
         member, rules = job.member, self.rules
@@ -213,10 +217,27 @@ class PushPull:
         self._jobs[future] = job
         member.num_calls += 1
 
-    def _open_until(self, group: Group) -> int:
-        """Clocks below this have a push that is under way or waits for its set; a pause lets those behind reach it."""
-        members = (self.members[name] for name in group.clocks.of)
-        return max((member.newest_clock + 1 for member in members if member.num_unmerged), default=0)
+    def _num_owed(self, member: Member) -> int:
+        """Pushes that it could make on what it has inserted already."""
+        pace = member.pace
+        return pace.updates_allowed() // self.updates_per_push if member.num_held >= pace.batch_size else 0
+
+    def _set_end(self, group: Group) -> None:
+        """In a pause: up to which clock the group goes on.
+
+        Those behind catch up with the newest set that has a push, by collecting where they must. Beyond it a set is
+        only begun if everybody owes a push of it: one that makes others collect, who owe more for it, might never end.
+        """
+        if not self._is_pausing or not self.rules.is_mean:
+            return
+        members = [self.members[name] for name in group.clocks.of]
+        group.end = max((member.newest_clock + 1 for member in members if member.num_unmerged), default=0)
+        if not self.rules.num_backup:
+            clocks = [group.clocks.of[member.ref.name] + member.num_unmerged for member in members]
+            owed = map(self._num_owed, members)
+            group.end = max(group.end, min(map(sum, zip(clocks, owed, strict=True)), default=0))
+        for member in members:
+            self._list(member)
 
     def _list(self, member: Member) -> None:
         if not member.is_listed:
@@ -252,8 +273,7 @@ class PushPull:
             counters = self.control.counters
             outcome.lags["policy_lag"] = [self.servers.version - outcome.version]
             counters.add(outcome)
-            member.pace.num_inserted += outcome.num_inserted
-            member.num_held += outcome.num_inserted
+            member.inserted(outcome.num_inserted)
             yield Rollout(member.ref.name, outcome)
         elif job.kind == "restore":
             member.num_held = int(outcome.metrics["num_restored"])
@@ -263,6 +283,7 @@ class PushPull:
             self._pushed(job, future, outcome)
             yield Gradient(member.ref.name, outcome)
         self._list(member)
+        self._set_end(member.group)
 
     def _pushed(self, job: _Job, future: Future, receipt: Receipt) -> None:
         """A push is here: into its set, or straight on to the servers."""
@@ -320,6 +341,7 @@ class PushPull:
             if group.clocks.advance(name, clock):
                 self._release(group)
             self._list(self.members[name])
+        self._set_end(group)
         yield Update(",".join(server.name for server in self.servers.refs), receipt)
 
     def _lost(self, job: _Job, loss: Loss) -> Iterator[Event]:

@@ -53,7 +53,9 @@ class Member:
     Attributes:
         ref, rank, group: which one.
         pace: its own: what it has inserted, and the samples promised to pushes of its.
-        num_held: transitions in the replay of its present life, as far as it takes to fill a batch.
+        num_held: transitions inserted into the replay of its present life, restored ones included.
+        num_unsaved: those of them that are in no checkpoint: what its death would lose.
+        sources: where its share of other workers' replays lies, until it is in a checkpoint of its own.
         sequence: number of its next push.
         num_unmerged: pushes submitted and neither merged nor discarded.
         newest_clock: which clock the newest of them is for.
@@ -66,11 +68,19 @@ class Member:
     group: Group
     pace: Pace
     num_held: int = 0
+    num_unsaved: int = 0
+    sources: list[ReplaySource] = field(default_factory=list)
     sequence: int = 0
     num_unmerged: int = 0
     newest_clock: int = -1
     num_calls: int = 0
     is_listed: bool = False
+
+    def inserted(self, number: int) -> None:
+        """So many transitions have come into its replay."""
+        self.pace.num_inserted += number
+        self.num_held += number
+        self.num_unsaved += number
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +101,14 @@ class Group:
         sets: what has arrived for each clock that is not merged yet.
         merged: sets below this clock are merged, or being so.
         blocked: members at their bound.
+        end: up to which clock it goes on during a pause.
     """
 
     clocks: Clocks = field(default_factory=Clocks)
     sets: dict[int, list[Arrived]] = field(default_factory=dict)
     merged: int = 0
     blocked: list[Member] = field(default_factory=list)
+    end: int = 0
 
 
 class Roster:
@@ -127,7 +139,6 @@ class Roster:
         self.groups = [Group() for _ in range(rules.num_groups)]
         self.members: dict[str, Member] = {}
         self._num_ever = 0
-        self._saved: dict[str, dict[str, int]] = {}  # what the newest checkpoint says of each worker
 
     @property
     def num_wanted(self) -> int:
@@ -166,7 +177,7 @@ class Roster:
         group.clocks.leave(name)
         for clock, waiting in group.sets.items():
             group.sets[clock] = [arrived for arrived in waiting if arrived.member is not member]
-        self.control.count("transitions_lost", member.pace.num_inserted)
+        self.control.count("transitions_lost", min(member.num_held, self.blueprint.replay.capacity))
 
     def start(self, saved: Saved | None) -> None:
         """Hire those wanted, and give them what a checkpoint holds, of however many workers."""
@@ -187,21 +198,25 @@ class Roster:
         else:
             self._redistribute(saved, old, workers)
         self._num_ever = max(self._num_ever, int(str(saved.state["num_ever"])))
-        self._saved = workers
 
     def state(self) -> dict[str, object]:
-        """JSON values for a checkpoint."""
-        workers = {
-            name: {
-                "inserted": member.pace.num_inserted,
-                "samples": member.pace.num_samples_reserved,
-                "sequence": member.sequence,
-                "clock": member.group.clocks.of[name],
-            }
-            for name, member in self.members.items()
+        """JSON values for the checkpoint that has just been written."""
+        for member in self.members.values():
+            member.num_unsaved, member.sources = 0, []
+        return {
+            "workers": {name: self._counts(member) for name, member in self.members.items()},
+            "merged": [group.merged for group in self.groups],
+            "num_ever": self._num_ever,
         }
-        self._saved = workers
-        return {"workers": workers, "merged": [group.merged for group in self.groups], "num_ever": self._num_ever}
+
+    def _counts(self, member: Member) -> dict[str, int]:
+        return {
+            "inserted": member.pace.num_inserted,
+            "held": member.num_held,
+            "samples": member.pace.num_samples_reserved,
+            "sequence": member.sequence,
+            "clock": member.group.clocks.of[member.ref.name],
+        }
 
     def join(self, member: Member) -> Future:
         """Let a worker that was hired in the middle of a run begin there."""
@@ -211,15 +226,14 @@ class Roster:
         """A worker's new life: the newest parameters, its last checkpointed replay; what came later is lost."""
         name, control = member.ref.name, self.control
         files = control.saved_files.get(name, [])
-        held = self._saved.get(name, {}).get("inserted", 0)
-        control.count("transitions_lost", max(0, member.pace.num_inserted - held))
-        member.num_held = 0
-        sources = [self._source(name, files)] if len(files) > 1 else []
+        control.count("transitions_lost", min(member.num_unsaved, self.blueprint.replay.capacity))
+        member.num_held = member.num_unsaved = 0
+        sources = member.sources or ([self._source(name, files)] if len(files) > 1 else [])
         incarnation = self.engine.incarnation(member.ref)
         return self.engine.submit(member.ref, "restore", incarnation, control.saved_tag, sources, *self.published())
 
     def _take(self, member: Member, state: dict[str, int]) -> None:
-        member.pace.num_inserted = member.num_held = state["inserted"]
+        member.pace.num_inserted, member.num_held = state["inserted"], state["held"]
         member.pace.num_samples_reserved = state["samples"]
         member.sequence = state["sequence"]
         member.group.clocks.advance(member.ref.name, state["clock"])
@@ -236,7 +250,7 @@ class Roster:
                 member.pace.num_samples_reserved += _part_of(workers[role]["samples"], part, num_parts)
             receipt: Receipt
             receipt, _ = call(self.engine, member.ref, "restore", 0, saved.tag, sources, *self.published())
-            member.num_held = int(receipt.metrics["num_restored"])
+            member.num_held, member.sources = int(receipt.metrics["num_restored"]), sources
             member.sequence = next_sequence
 
     def _source(self, role: str, files: list[SavedFile], part: int = 0, num_parts: int = 1) -> ReplaySource:

@@ -9,6 +9,7 @@ a checkpoint                   the end of the round, the clients that come late,
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -81,6 +82,7 @@ class Rounds:
         self._round: _Round | None = None
         self._num_rounds = 0
         self._is_merging = False
+        self._cut_windows: dict[str, int] = {}  # by client, what saving has inserted since the last checkpoint
 
     def events(self, saved: Saved | None) -> Iterator[Event]:
         """The strategy's events, for ever."""
@@ -122,14 +124,23 @@ class Rounds:
         control, crew = self.control, self.crew
         saves = submit_saves(self.engine, [self.aggregator, *(each.ref for each in crew.clients.values())], control)
         lost = [outcome for outcome in map(self.supervisor.receive, saves) if isinstance(outcome, Loss)]
+        inserted = self._cut_windows
+        for save in saves:  # also where the checkpoint will be taken again: a second cut finds no open windows
+            if save.error is None and save.role.name in crew.clients:
+                number = self.engine.result(save).num_inserted
+                crew.clients[save.role.name].inserted(number)
+                inserted[save.role.name] = inserted.get(save.role.name, 0) + number
+                if lost:
+                    control.counters.add(self.engine.result(save))
         for loss in lost:  # bring them back and try again
             if loss.restarted is not None:
                 yield loss.restarted
                 self._revive(crew.clients.get(loss.future.role.name))
         if lost:
             return
-        event = drained(self.engine, saves, control, {})
-        crew.saved(event.inserted)
+        self._cut_windows = {}
+        event = dataclasses.replace(drained(self.engine, saves, control, {}), inserted=inserted)
+        crew.saved()
         event.files.update(crew.files_set_aside())
         event.state["clients"] = crew.state()
         event.state["round"] = self._num_rounds
@@ -249,7 +260,7 @@ class Rounds:
     def _trained(self, client: Client, future: Future, receipt: Receipt, round_number: int) -> Iterator[Event]:
         """A client's answer: what it did is counted, whether or not what it learned is used."""
         control, this_round = self.control, self._round
-        client.num_inserted += receipt.num_inserted
+        client.inserted(receipt.num_inserted)
         client.num_samples += receipt.num_samples
         control.count("bytes_pushed", receipt.num_bytes)
         if this_round is not None and round_number == this_round.number and client in this_round.waiting:
@@ -328,7 +339,8 @@ class Rounds:
             args = (control.checkpoint_folder, files, self._latest, self._target)
             self._jobs[self.engine.submit(self.aggregator, "restore", *args)] = (None, "restore", self._num_rounds)
             return
-        control.count("transitions_lost", client.num_inserted - client.num_saved)
+        control.count("transitions_lost", client.num_unsaved)
+        client.num_unsaved = 0
         files = control.saved_files.get(client.ref.name, [])
         life = (self.engine.incarnation(client.ref), self._num_rounds)
         self._submit(client, "revive", self._num_rounds, control.checkpoint_folder, control.saved_tag, files, *life)
