@@ -58,7 +58,8 @@ class Facts:
         rollouts, inserted: env steps and insertions that the events tell of.
         rows: transitions in the last checkpoint.
         applied: by server, [version, tickets] in the order of their commits.
-        left_processes, left_files: of this run, after the engine was closed.
+        num_processes, num_files: of this run, while it lasted; files in shared memory.
+        left_processes, left_files: of those, and Ray's folder, after the engine was closed.
     """
 
     struck: dict[str, int] = field(default_factory=dict)
@@ -73,6 +74,8 @@ class Facts:
     counters: dict[str, int] = field(default_factory=dict)
     tallies: dict[str, int] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
+    num_processes: int = 0
+    num_files: int = 0
     left_processes: list[str] = field(default_factory=list)
     left_files: list[str] = field(default_factory=list)
     seconds: float = 0.0
@@ -152,6 +155,8 @@ def main() -> None:
         if isinstance(event, Finished):
             facts.summary = event.summary
             family, facts.left_files = below(os.getpid()), shared_files()
+            facts.num_processes, facts.num_files = len(family), len(facts.left_files)
+            assert Path(folder).is_dir()
             continue
         assert run.session is not None
         engine, counters = run.session.engine, run.session.control.counters

@@ -106,12 +106,14 @@ def test_kill_9_is_a_death_of_every_call_under_way_and_of_nobody_else(make_engin
     engine = make_engine()
     doomed, other = engine.spawn("doomed", Probe), engine.spawn("other", Probe)
     process = process_of(engine, doomed)
+    assert engine.process_of(doomed) == process  # type: ignore[attr-defined]
     os.kill(process.pid, signal.SIGSTOP)  # so that none of the calls can run before the kill
     pending = [engine.submit(doomed, "process") for _ in range(100)]
     os.kill(process.pid, signal.SIGKILL)
     for error in failures(engine, pending):
         assert isinstance(error, RoleDied)
         assert (error.role, error.incarnation, error.cause) == ("doomed", 0, "process died")
+    assert engine.process_of(doomed) is None  # type: ignore[attr-defined]
     assert engine.wait(timeout=1) is None
     process_of(engine, other)
     engine.respawn(doomed)

@@ -182,7 +182,7 @@ class PushPull:
         if name not in self.members or member.num_calls >= rules.in_flight:
             return
         clock = group.clocks.of[name] + member.num_unmerged
-        # A pause ends where the owed updates do, see `_set_end`; with backups some push comes too late and is owed again.
+        # Where there are backups a pause leaves updates owed: some push of each set comes too late and is owed again.
         is_free = not self._is_pausing or (rules.is_mean and clock < group.end)
         if not is_free and rules.is_mean:
             return
