@@ -36,6 +36,7 @@ FLOORS = {
             "curve",
             "series",
             "machine",
+            "detached",
         ],
         6.0,
     ),

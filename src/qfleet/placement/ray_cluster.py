@@ -159,6 +159,11 @@ class Cluster:
             return "DEFAULT"
         return NodeAffinitySchedulingStrategy(self._pack_node, soft=True)
 
+    def beside_head(self) -> object:
+        """On the head node if it lives, for what must not leave with a node that is added for a while."""
+        heads = [node for node in ray.nodes() if node["Alive"] and "node:__internal_head__" in node["Resources"]]
+        return NodeAffinitySchedulingStrategy(heads[0]["NodeID"], soft=True) if heads else "DEFAULT"
+
     def room_for(self, request: Request) -> int:
         """How many more such roles fit, each whole on one node."""
         wanted = self._wanted(request)
