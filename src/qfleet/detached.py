@@ -1,13 +1,9 @@
 """Detached: a run whose coordinator is an actor of a Ray cluster, so that it goes on when the one who began it leaves.
 
-    begin            Experiment -> a Coordinator on the cluster, RUN_DIR/detached.json
-    DetachedRun      the same run seen from afar: its events, its counters, its end
+    begin: Experiment -> a Coordinator on the cluster -> RUN_DIR/detached.json -> attached.py looks on
 
-    waits for                        unblocked by
-    the coordinator's run            nobody: it is a thread of the actor's own
-    DetachedRun.stream               the next record, every POLL_SECONDS; the actor's end, told by detached.json
-
-The coordinator writes detached.json, so a reader knows that both see the same run directory. Floor 6.
+The run is a thread of the actor's own, which waits for nobody outside. The coordinator, not its beginner, writes
+detached.json, so whoever finds it there sees the same run directory as the cluster. Floor 6.
 """
 
 from __future__ import annotations
@@ -20,22 +16,22 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from qfleet.checkpoint import CheckpointStore
-from qfleet.config import StopConfig
 from qfleet.errors import MissingExtraError, QfleetError, UsageError
 from qfleet.experiment import Experiment, Finished
 from qfleet.machine import DETACHED_NAME, RunLock
-from qfleet.recipe import RunConfig, change_config, read_config
+from qfleet.recipe import RunConfig, change_config
 from qfleet.storage import write_file
 from qfleet.strategies.base import Control, Drained, Event, Gradient, Rollout, SnapshotPublished, Update
 from qfleet.tracker import Tracker
+
+if TYPE_CHECKING:
+    from qfleet.placement.ray_cluster import Cluster
 
 NAMESPACE = "qfleet"
 POLL_SECONDS = 0.5
@@ -95,14 +91,6 @@ class Record:
     warnings: list[str] = field(default_factory=list)
 
 
-class Failed(QfleetError):
-    """The run failed over there; the line is its own."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
-
-
 class Coordinator:
     """The actor: an Experiment in a thread of its own.
 
@@ -123,7 +111,7 @@ class Coordinator:
         self._events: deque[tuple[int, Event]] = deque(maxlen=MAX_EVENTS)
         self._num_events = 0
         self._next_record = 0.0
-        self._packed_record = cloudpickle.dumps(Record())
+        self._packed_record: bytes = cloudpickle.dumps(Record())
 
     def begin(self) -> str | None:
         """Write detached.json and start; returns why not, None if all is well."""
@@ -189,139 +177,6 @@ class Coordinator:
         self._packed_record = cloudpickle.dumps(record)
 
 
-class DetachedRun:
-    """A run on a cluster, seen from here; has what a display asks of an Experiment.
-
-    Args:
-        run_dir: the run directory.
-
-    Attributes:
-        config: the run's configuration.
-        session: the newest View.
-        was_interrupted: whether it ended by being stopped.
-
-    Raises:
-        UsageError: no detached run there.
-    """
-
-    def __init__(self, run_dir: Path) -> None:
-        self.run_dir = run_dir.absolute()
-        self.contact = read_contact(run_dir)
-        self.config: RunConfig | None = None
-        self.session: View | None = None
-        self.warnings: list[str] = []
-        self.was_interrupted = False
-        self._stop_wanted = False
-        self._actor: Any = None
-
-    def stop(self) -> None:
-        """Ask it to save and stop, once `open` has found it."""
-        self._stop_wanted = True
-
-    def open(self) -> None:
-        """Find the run, and wait until it has a configuration.
-
-        Raises:
-            Failed: the run failed before that.
-            QfleetError: its actor is gone without a word, or its cluster is.
-        """
-        path = self.run_dir / "config.toml"
-        if self._ended() is None:
-            self._find()
-            if self._stop_wanted:
-                self._call("stop")
-            while not path.is_file() and self._call("record") is not None:
-                time.sleep(POLL_SECONDS)
-        if not path.is_file():
-            self._raise_failure(self._ended() or self._gone())
-        self.config = read_config(path)
-
-    def interrupt(self) -> None:
-        """Nothing: whoever looks on leaves without the run."""
-
-    def check_run_dir(self) -> None:
-        """Nothing to refuse."""
-
-    def describe(self) -> str:
-        """Where it runs."""
-        contact = self.contact
-        return f"{self.run_dir}: detached on {contact.address} since {contact.started}, actor {contact.actor}"
-
-    def stream(self) -> Iterator[Event]:
-        """The events that a display wants, as they come; the last one is Finished.
-
-        Raises:
-            Failed: the run did.
-            QfleetError: its actor is gone without a word.
-        """
-        yield from self._follow()
-        ended = self._ended() or self._gone()
-        self._raise_failure(ended)
-        assert ended.summary is not None
-        self.was_interrupted = ended.summary["stop_reason"] == "interrupted"
-        yield Finished(ended.summary)
-
-    def _raise_failure(self, ended: Contact) -> None:
-        if ended.error is not None:
-            raise Failed(ended.error, ended.exit_code or 1)
-
-    def _ended(self) -> Contact | None:
-        """What the coordinator has left, if it has ended."""
-        self.contact = read_contact(self.run_dir)
-        return self.contact if self.contact.exit_code is not None else None
-
-    def _find(self) -> None:
-        ray = _ray()
-        try:
-            _connect(self.contact.address, self.contact.namespace)
-            self._actor = ray.get_actor(self.contact.actor, namespace=self.contact.namespace)
-        except MissingExtraError:
-            raise
-        except UsageError as error:
-            raise QfleetError(f"{error}; {self._advice()}") from error
-        except ValueError:
-            self._actor = None
-
-    def _follow(self) -> Iterator[Event]:
-        from ray import cloudpickle
-
-        seen = -1
-        while self._actor is not None:
-            packed = self._call("record")
-            if packed is None:
-                return
-            record: Record = cloudpickle.loads(packed)
-            self.session, self.warnings = record.view or self.session, record.warnings
-            if self.session is not None:
-                self.config = self.session.config
-            for number, event in record.events:
-                if number > seen:
-                    seen = number
-                    yield event
-            yield Event()  # so that a display looks at the clock
-            time.sleep(POLL_SECONDS)
-
-    def _call(self, method: str) -> Any:
-        ray = _ray()
-        if self._actor is None:
-            return None
-        try:
-            return ray.get(getattr(self._actor, method).remote(), timeout=LOST_SECONDS)
-        except ray.exceptions.RayError:
-            self._actor = None
-            return None
-
-    def _gone(self) -> Contact:
-        raise QfleetError(f"{self.run_dir}: its coordinator is gone without a word; {self._advice()}")
-
-    def _advice(self) -> str:
-        newest, _ = CheckpointStore(self.run_dir / "checkpoints", 1).newest_whole(None)
-        if newest is None:
-            return "there is no checkpoint; start it anew"
-        name = f"manifest-{newest.tag}.json"
-        return f"newest checkpoint: {name}; continue with: qfleet train --resume {self.run_dir} --detach"
-
-
 def begin(experiment: Experiment) -> Contact:
     """Start an experiment on the cluster of its engine.address, and return once it has begun.
 
@@ -335,7 +190,7 @@ def begin(experiment: Experiment) -> Contact:
             "--detach needs a cluster that stays: --engine ray --set engine.address=auto (or ip:port); "
             "a Ray that this command starts ends with it"
         )
-    ray = _ray()
+    ray = require_ray()
     from ray import cloudpickle
 
     experiment.check_run_dir()
@@ -343,7 +198,7 @@ def begin(experiment: Experiment) -> Contact:
     source = experiment.config.init.from_run
     if source is not None:
         experiment.config = change_config(experiment.config, [("init.from", str(Path(source).absolute()))])
-    cluster = _connect(address, NAMESPACE, experiment.config.engine)
+    cluster = connect(address, NAMESPACE, experiment.config.engine)
     name = f"{experiment.run_dir.name}-{os.urandom(4).hex()}"
     where = ray.get_runtime_context().gcs_address
     contact = Contact(where, NAMESPACE, name, datetime.now().isoformat(timespec="seconds"))
@@ -399,7 +254,12 @@ def _view(experiment: Experiment) -> View | None:
     return View(session.config, control, schedule, tracker, session.target_return, session.stop_reason)
 
 
-def _connect(address: str, namespace: str, engine: object = None) -> Any:
+def connect(address: str, namespace: str, engine: object = None) -> Cluster:
+    """Join the cluster with the code that an [engine] section says travels.
+
+    Raises:
+        UsageError: there is none, or it is of other versions.
+    """
     from qfleet.placement.ray_cluster import Cluster
 
     travels = {name: getattr(engine, name, None) for name in ("working_dir", "py_modules")}
@@ -409,13 +269,16 @@ def _connect(address: str, namespace: str, engine: object = None) -> Any:
     return Cluster(address, runtime_env=runtime_env, namespace=namespace)
 
 
-def _ray() -> ModuleType:
+def require_ray() -> ModuleType:
+    """The module.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
     try:
         import ray
     except ImportError as error:
-        raise MissingExtraError(
-            "a detached run needs Ray, which is not installed: pip install 'qfleet[ray]'"
-        ) from error
+        raise MissingExtraError("detached runs need Ray, which is not installed: pip install 'qfleet[ray]'") from error
     module: ModuleType = ray
     return module
 

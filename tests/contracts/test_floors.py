@@ -37,6 +37,7 @@ FLOORS = {
             "series",
             "machine",
             "detached",
+            "attached",
         ],
         6.0,
     ),

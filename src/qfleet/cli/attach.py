@@ -35,8 +35,8 @@ def attach(
 
     Exit codes: those of the run; 0 after --stop, 130 after Ctrl-C or where somebody else has stopped it.
     """
+    from qfleet.attached import DetachedRun
     from qfleet.cli.train import run_one
-    from qfleet.detached import DetachedRun
 
     out = Output(as_json, quiet)
     run = DetachedRun(run_dir)
