@@ -201,7 +201,7 @@ class Experiment:
             # Nothing was trained, so the same command, corrected, must find its run directory free again.
             is_untouched = session is None or session.control.counters.num_env_steps == 0
             if is_untouched and not self._is_resumed and not existed:
-                shutil.rmtree(self.run_dir, ignore_errors=True)
+                clear_run_dir(self.run_dir, (DETACHED_NAME, "logs") if self.is_detached else ())
             raise
         finally:
             engine.close()
@@ -379,6 +379,18 @@ def default_run_dir(config: RunConfig) -> Path:
     while path.exists():
         path, number = Path("runs") / f"{stem}-{number}", number + 1
     return path
+
+
+def clear_run_dir(run_dir: Path, kept: tuple[str, ...]) -> None:
+    """Remove a run directory, but for the names kept (a detached run's last words)."""
+    if not kept:
+        shutil.rmtree(run_dir, ignore_errors=True)
+        return
+    for path in run_dir.iterdir():
+        if path.is_dir() and path.name not in kept:
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name not in kept:
+            path.unlink(missing_ok=True)
 
 
 def load_engine(config: RunConfig, run_dir: Path) -> Engine:

@@ -52,23 +52,6 @@ def attach(
     return INTERRUPTED if run.was_interrupted and not stop else code
 
 
-def detach(experiment: Experiment, out: Output) -> int:
-    """Leave an experiment on its cluster, and say how to come back to it."""
-    from qfleet.detached import begin
-
-    out.say(experiment.describe())
-    contact = begin(experiment)
-    folder = shlex.quote(str(experiment.run_dir))
-    out.say(f"detached: it runs on {contact.address}, whatever happens to this terminal")
-    out.say(f"  qfleet attach {folder}         shows it; Ctrl-C leaves again")
-    out.say(f"  qfleet attach {folder} --stop  saves and stops it")
-    out.result(
-        {"run_dir": str(experiment.run_dir), "address": contact.address, "actor": contact.actor},
-        str(experiment.run_dir) if out.quiet else None,
-    )
-    return 0
-
-
 def how_to_attach(run_dir: Path) -> str:
     """The command."""
     return f"attach again with: qfleet attach {shlex.quote(str(run_dir))}"

@@ -192,7 +192,7 @@ def leave(request: Request, out: Output) -> int:
     Raises:
         UsageError: a series of seeds, which takes one run after the other from here.
     """
-    from qfleet.cli.attach import detach
+    from qfleet.cli.detach import detach
 
     resume = request.resume
     if request.num_seeds is not None or (resume is not None and is_series(resume)):

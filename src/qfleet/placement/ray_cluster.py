@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import shutil
+import socket
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ SHARES_CPUS = "shares_cpus"
 _GIB = 1 << 30
 _MIN_STORE = 80 << 20  # Ray starts with no less
 _GRACE_SECONDS = 60.0
+_CONNECT_SECONDS = 5.0
 
 
 class Request(Protocol):
@@ -106,6 +108,7 @@ class Cluster:
         )
 
     def _join(self, address: str, common: dict[str, object]) -> None:
+        check_answers(address)
         try:
             ray.init(address=address, **common)
         except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
@@ -227,6 +230,30 @@ def check_versions(address: str, here: Mapping[str, str], nodes: Mapping[str, Ma
                     f"engine.address = {address!r}: node {node} runs {name} {there.get(name)}, this process {version}; "
                     f"install the same version"
                 )
+
+
+def check_answers(address: str) -> None:
+    """Look whether anybody listens there; Ray itself would try for minutes, and print what it tries.
+
+    Raises:
+        UsageError: nobody does, "auto" finds no cluster, or it is no address.
+    """
+    found = address.removeprefix("ray://")
+    if address == "auto":
+        try:
+            found = ray._private.services.canonicalize_bootstrap_address("auto") or ""
+        except ConnectionError as error:
+            raise UsageError("engine.address = 'auto': no Ray is running on this machine; give ip:port") from error
+    host, _, port = found.rpartition(":")
+    if not host or not port.isdigit():
+        raise UsageError(f"engine.address = {address!r}: no address; write auto, ip:port or ray://ip:port")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise UsageError(
+            f"engine.address = {address!r}: nobody answers at {found} ({error}); is the cluster up, and is this its "
+            "address as this machine sees it?"
+        ) from error
 
 
 def default_store_memory() -> int:
