@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # torch comes first and pinned, so that nothing else decides which build is taken.
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
-.PHONY: demo test test-slow lint setup setup-dev clean
+.PHONY: demo test test-slow test-faults lint setup setup-dev clean
 
 demo: setup
 	$(BIN)/qfleet train CartPole-v1
@@ -15,6 +15,9 @@ test: setup-dev lint
 
 test-slow: setup-dev
 	$(BIN)/python -m pytest -m slow
+
+test-faults: setup-dev
+	$(BIN)/python -m pytest -m faults
 
 lint: setup-dev
 	$(BIN)/ruff check .

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import platform
 import shutil
 import socket
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import IO, Literal, Protocol
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -109,11 +111,19 @@ class Cluster:
 
     def _join(self, address: str, common: dict[str, object]) -> None:
         check_answers(address)
-        try:
-            ray.init(address=address, **common)
-        except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-            line = " ".join(str(error).split())
-            raise UsageError(f"engine.address = {address!r}: {line}") from error
+        with tempfile.TemporaryFile() as said:
+            try:
+                with _errors_go_to(said):
+                    ray.init(address=address, **common)
+            except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+                line = " ".join(str(error).split())
+                said.seek(0)
+                if any(word in said.read() + line.encode() for word in (b"Unauthenticated", b"AuthToken")):
+                    line = (
+                        "this cluster takes no connection without its token; put it into RAY_AUTH_TOKEN, or its file's "
+                        "path into RAY_AUTH_TOKEN_PATH, and set RAY_AUTH_MODE=token"
+                    )
+                raise UsageError(f"engine.address = {address!r}: {line}") from error
         try:
             check_versions(address, versions(), self._versions_of_nodes())
         except BaseException:
@@ -254,6 +264,19 @@ def check_answers(address: str) -> None:
             f"engine.address = {address!r}: nobody answers at {found} ({error}); is the cluster up, and is this its "
             "address as this machine sees it?"
         ) from error
+
+
+@contextlib.contextmanager
+def _errors_go_to(file: IO[bytes]) -> Iterator[None]:
+    """Ray's native part writes each of its attempts to connect to standard error."""
+    sys.stderr.flush()
+    before = os.dup(2)
+    os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
 
 
 def default_store_memory() -> int:
