@@ -15,16 +15,20 @@ import ray
 from ray.cluster_utils import Cluster
 
 
+def amounts(words: list[str]) -> dict[str, float]:
+    return {name: float(amount) for name, _, amount in (word.partition("=") for word in words)}
+
+
 def main() -> None:
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": int(sys.argv[1]), "include_dashboard": False})
+    head = {"num_cpus": int(sys.argv[1]), "resources": amounts(sys.argv[2:]), "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     nodes = {}
     ray.init(address=cluster.address, log_to_driver=False)
     print(cluster.address, flush=True)
     for line in sys.stdin:
         order, *words = line.split()
         if order == "add":
-            resources = {name: float(amount) for name, _, amount in (word.partition("=") for word in words[1:])}
-            node = cluster.add_node(num_cpus=int(words[0]), resources=resources)
+            node = cluster.add_node(num_cpus=int(words[0]), resources=amounts(words[1:]))
             cluster.wait_for_nodes()
             nodes[node.node_id] = node
             print(node.node_id, flush=True)

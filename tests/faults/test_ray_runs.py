@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -64,10 +65,10 @@ SMALL = {
 class Nodes:
     """Orders to cluster.py."""
 
-    def __init__(self, num_cpus: int, folder: Path, **variables: str) -> None:
+    def __init__(self, num_cpus: int, resources: tuple[str, ...], folder: Path, **variables: str) -> None:
         script = Path(__file__).with_name("cluster.py")
         self.process = subprocess.Popen(
-            [sys.executable, str(script), str(num_cpus)],
+            [sys.executable, str(script), str(num_cpus), *resources],
             cwd=folder,
             env={**os.environ, "PYTHONPATH": SOURCE, **variables},
             stdin=subprocess.PIPE,
@@ -93,6 +94,18 @@ class Nodes:
         self.process.wait(60)
 
 
+STARTED: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def nobody_stays() -> Iterator[None]:
+    yield
+    for process in STARTED:
+        process.kill()
+        process.communicate()
+    STARTED.clear()
+
+
 MakeNodes = Callable[..., Nodes]
 
 
@@ -100,9 +113,9 @@ MakeNodes = Callable[..., Nodes]
 def make_nodes(tmp_path: Path) -> Iterator[MakeNodes]:
     made: list[Nodes] = []
 
-    def make(num_cpus: int, **variables: str) -> Nodes:
+    def make(num_cpus: int, *resources: str, **variables: str) -> Nodes:
         (tmp_path / "elsewhere").mkdir(exist_ok=True)
-        made.append(Nodes(num_cpus, tmp_path / "elsewhere", **variables))
+        made.append(Nodes(num_cpus, resources, tmp_path / "elsewhere", **variables))
         return made[-1]
 
     yield make
@@ -134,7 +147,7 @@ def train(env: str, nodes: Nodes, strategy: str = "parameter_server", **override
 
 
 def start(folder: Path, *words: str, **variables: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-c", ENTRY, *words],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": SOURCE, **variables},
@@ -142,6 +155,8 @@ def start(folder: Path, *words: str, **variables: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
+    STARTED.append(process)
+    return process
 
 
 def finish(process: subprocess.Popen[str], seconds: float = 150.0) -> tuple[int, str, str]:
@@ -166,7 +181,7 @@ def assert_one_line(result: tuple[int, str, str], code: int, *words: str) -> Non
 def test_a_detached_run_takes_the_users_code_along_and_is_found_again(
     make_nodes: MakeNodes, user: Path, tmp_path: Path
 ) -> None:
-    nodes = make_nodes(3)
+    nodes = make_nodes(4)
     notes, run_dir = tmp_path / "notes", tmp_path / "run"
     words = train(
         "my_envs:MyEnv",
@@ -193,7 +208,7 @@ def test_a_detached_run_takes_the_users_code_along_and_is_found_again(
     assert run(user, "attach", str(run_dir))[0] == 130, "somebody has stopped it, it did not end"
     makers = [Path(line).parent for line in notes.read_text().splitlines()]
     travelled = [path for path in makers if path != user]
-    assert len(travelled) >= 3 * 4, "two workers' and the evaluator's environments"
+    assert len(travelled) >= 2 * 4, "two workers' environments"
     assert {path.name[:8] for path in travelled} == {"_ray_pkg"}
     # It goes on, detached again, to its end.
     steps = json.loads((run_dir / "detached.json").read_text())["summary"]["num_env_steps"] + 100
@@ -203,5 +218,122 @@ def test_a_detached_run_takes_the_users_code_along_and_is_found_again(
     summary = json.loads(out.splitlines()[-1])
     assert (code, summary["stop_reason"]) == (0, "max_env_steps")
     assert summary == json.loads((run_dir / "summary.json").read_text())
-    assert float(nodes.order("free")) == 3.0, "nothing of it is left on the cluster"
+    assert float(nodes.order("free")) == 4.0, "nothing of it is left on the cluster"
 
+
+def test_a_run_that_cannot_be_placed_or_joined_says_so_in_one_line(
+    make_nodes: MakeNodes, user: Path, tmp_path: Path
+) -> None:
+    nodes = make_nodes(3)
+    run_dir = tmp_path / "run"
+    small = ["--max-env-steps", "400", "--quiet", "--run-dir", str(run_dir)]
+    words = train("CartPole-v1", nodes, strategy__num_workers=3, engine__placement_timeout=2)
+    told = ("found no place in 2 s", "asks for 1 CPU", "3 CPU (0 free)")
+    assert_one_line(run(user, *words, *small), 1, *told)
+    left = tmp_path / "left"
+    assert run(user, *words, "--quiet", "--run-dir", str(left), "--detach")[0] == 0
+    assert_one_line(run(user, "attach", str(left), "--quiet"), 1, *told)
+    run_dir = tmp_path / "another"
+    small = [*small[:-1], str(run_dir)]
+    refused = {"127.0.0.1:1": "nobody answers at 127.0.0.1:1", "nonsense": "write auto, ip:port or ray://ip:port"}
+    for address, word in refused.items():
+        wrong = run(user, *words, "--set", f"engine.address={address}", *small)
+        assert_one_line(wrong, 2, address, word)
+    no_cluster = run(user, "train", "CartPole-v1", "--engine", "ray", "--detach", "--quiet")
+    assert_one_line(no_cluster, 2, "--set engine.address=auto")
+    assert not run_dir.exists(), "free for the same command, corrected"
+    code, _, err = run(user, *words, "--set", "strategy.num_workers=1", *small)
+    assert code == 0, err
+    assert json.loads((run_dir / "summary.json").read_text())["num_env_steps"] >= 400
+    assert float(nodes.order("free")) == 3.0
+
+
+@pytest.mark.faults
+def test_a_wrong_token_is_told_as_one(make_nodes: MakeNodes, user: Path, tmp_path: Path) -> None:
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
+    nodes = make_nodes(3, **token)
+    words = [*train("CartPole-v1", nodes, strategy__num_workers=1), "--max-env-steps", "400", "--quiet"]
+    right = run(user, *words, "--run-dir", str(tmp_path / "right"), **token)
+    assert right[0] == 0, right[2]
+    wrong = run(user, *words, "--run-dir", str(tmp_path / "wrong"), **{**token, "RAY_AUTH_TOKEN": "fedcba98" * 8})
+    assert_one_line(wrong, 2, nodes.address, "RAY_AUTH_TOKEN")
+    assert not (tmp_path / "wrong").exists()
+
+
+WATCHED = """
+import json, sys
+from qfleet.engines.ray import Config
+from qfleet.experiment import Experiment
+from qfleet.strategies.base import CrewChanged, RoleRestarted, Update
+
+words = json.loads(sys.argv[1])
+experiment = Experiment.from_recipe("CartPole-v1", recipe="vector", run_dir=sys.argv[2], overrides=words)
+homes = False
+for event in experiment.stream():
+    engine = experiment.session.engine
+    if not homes and isinstance(event, Update):
+        homes = True
+        print("homes", json.dumps({name: role.life.home.node_id for name, role in engine._roles.items()}), flush=True)
+    if isinstance(event, RoleRestarted | CrewChanged):
+        print(type(event).__name__, getattr(event, "why", None) or f"{event.role} {event.cause}", flush=True)
+    if isinstance(event, CrewChanged) and "joined" in event.why and event.num_workers == 4:
+        experiment.interrupt()
+print("end", experiment.session.stop_reason, json.dumps(experiment.session.control.tallies), flush=True)
+"""
+
+
+def watch(nodes: Nodes, run_dir: Path, strategy: str, **overrides: Any) -> subprocess.Popen[str]:
+    values = {**SMALL, "engine": "ray", "engine.address": nodes.address, "strategy": strategy, **overrides}
+    values |= {"stop.until_return": "never", "stop.max_env_steps": 10**8, "logging.tensorboard": False}
+    process = subprocess.Popen(
+        [sys.executable, "-c", WATCHED, json.dumps(values), str(run_dir)],
+        env={**os.environ, "PYTHONPATH": SOURCE},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    STARTED.append(process)
+    return process
+
+
+def read_until(process: subprocess.Popen[str], word: str) -> list[str]:
+    """Lines up to the one that holds the word; whoever waits too long is killed, and says what was wrong."""
+    assert process.stdout is not None
+    killer = threading.Timer(120.0, process.kill)
+    killer.start()
+    lines: list[str] = []
+    for line in process.stdout:
+        lines.append(line.strip())
+        if word in line:
+            killer.cancel()
+            return lines
+    killer.cancel()
+    assert process.stderr is not None
+    raise AssertionError(f"no {word!r} in {lines}: {process.stderr.read()}")
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("strategy", ["parameter_server", "all_reduce"])
+def test_workers_leave_with_their_node_and_come_back_with_another(
+    make_nodes: MakeNodes, tmp_path: Path, strategy: str
+) -> None:
+    """Each of 4 workers takes a slot; the first node has 3, beside the CPUs of the evaluator and the server."""
+    nodes = make_nodes(4, "slot=3")
+    second = nodes.order("add", 0, "slot=1")
+    wanted = {"strategy.num_workers": 4, "strategy.worker_cpus": 0, "strategy.worker_resources": {"slot": 1}}
+    process = watch(nodes, tmp_path / "run", strategy, **wanted)
+    homes = json.loads(read_until(process, "homes")[-1].removeprefix("homes "))
+    on_second = [name for name, node in homes.items() if node == second]
+    assert len(on_second) == 1
+    assert on_second[0].startswith("worker-")
+    nodes.order("remove", second)
+    lines = read_until(process, f"{on_second[0]} left")
+    third = nodes.order("add", 0, "slot=1")
+    lines += read_until(process, "joined")
+    end = read_until(process, "end ")[-1]
+    assert end.startswith("end interrupted")
+    tallies = json.loads(end.split(" ", 2)[2])
+    assert tallies["workers_without_room"] == 1
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert third != second
