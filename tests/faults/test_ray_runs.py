@@ -268,7 +268,7 @@ from qfleet.strategies.base import CrewChanged, RoleRestarted, Update
 
 words = json.loads(sys.argv[1])
 experiment = Experiment.from_recipe("CartPole-v1", recipe="vector", run_dir=sys.argv[2], overrides=words)
-homes = False
+homes, restarted, after = False, False, 0
 for event in experiment.stream():
     engine = experiment.session.engine
     if not homes and isinstance(event, Update):
@@ -276,7 +276,9 @@ for event in experiment.stream():
         print("homes", json.dumps({name: role.life.home.node_id for name, role in engine._roles.items()}), flush=True)
     if isinstance(event, RoleRestarted | CrewChanged):
         print(type(event).__name__, getattr(event, "why", None) or f"{event.role} {event.cause}", flush=True)
-    if isinstance(event, CrewChanged) and "joined" in event.why and event.num_workers == 4:
+    after += restarted and isinstance(event, Update)
+    restarted |= isinstance(event, RoleRestarted) and event.role == "server-0"
+    if after == 20 or (isinstance(event, CrewChanged) and "joined" in event.why and event.num_workers == 4):
         experiment.interrupt()
 print("end", experiment.session.stop_reason, json.dumps(experiment.session.control.tallies), flush=True)
 """
@@ -337,3 +339,23 @@ def test_workers_leave_with_their_node_and_come_back_with_another(
     process.communicate(timeout=60)
     assert process.returncode == 0
     assert third != second
+
+
+@pytest.mark.faults
+def test_parameters_survive_the_node_of_their_server_where_another_holds_a_copy(
+    make_nodes: MakeNodes, tmp_path: Path
+) -> None:
+    """66,000 parameters are 264 KB, so a published version is an object of the node that made it."""
+    nodes = make_nodes(0, "slot=2")
+    two = [nodes.order("add", 2) for _ in range(2)]
+    wanted = {"strategy.num_workers": 2, "strategy.worker_cpus": 0, "strategy.worker_resources": {"slot": 1}}
+    process = watch(nodes, tmp_path / "run", "parameter_server", **wanted, **{"network.hidden": [256, 256]})
+    homes = json.loads(read_until(process, "homes")[-1].removeprefix("homes "))
+    assert homes["server-0"] in two, "there is no CPU on the first node"
+    assert homes["worker-0"] == homes["worker-1"] != homes["server-0"]
+    nodes.order("remove", homes["server-0"])
+    lines = read_until(process, "end ")
+    assert "RoleRestarted server-0 node lost" in lines
+    assert lines[-1].startswith("end interrupted"), "it went on for 20 updates, and was stopped"
+    process.communicate(timeout=60)
+    assert process.returncode == 0

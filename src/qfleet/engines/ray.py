@@ -68,7 +68,7 @@ class Config(EngineConfig):
     Attributes:
         address: "auto", "ip:port" or "ray://ip:port" of a cluster; not set: a Ray of this machine, for this run alone
         role_timeout: seconds without an answer after which a role is taken for dead and killed
-        placement_timeout: seconds after which a role that finds no place ends the run
+        placement_timeout: seconds that a role waits for room; at the start that ends the run, later a worker leaves
         num_cpus_local: CPUs that a Ray started here has to give; not set: roles share the machine's freely
         object_store_memory: bytes of shared memory for a Ray started here; not set: half of what is free, at most 1 GiB
         working_dir: a folder of your own code that travels to the cluster and is where roles run
