@@ -221,6 +221,7 @@ def test_a_detached_run_takes_the_users_code_along_and_is_found_again(
     assert float(nodes.order("free")) == 4.0, "nothing of it is left on the cluster"
 
 
+@pytest.mark.faults
 def test_a_run_that_cannot_be_placed_or_joined_says_so_in_one_line(
     make_nodes: MakeNodes, user: Path, tmp_path: Path
 ) -> None:
