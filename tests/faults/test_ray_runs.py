@@ -336,8 +336,8 @@ def test_workers_leave_with_their_node_and_come_back_with_another(
     end = read_until(process, "end ")[-1]
     assert end.startswith("end interrupted")
     tallies = json.loads(end.split(" ", 2)[2])
-    # Ray may report the process before the node; then the worker waits for its place within placement_timeout.
-    assert sum(tallies.get(name, 0) for name in tallies if name.startswith(("workers_without", "restarts."))) == 1
+    # Ray may report the process before the node; then a life is given to the worker that the node takes too.
+    assert sum(tallies.get(name, 0) for name in tallies if name.startswith(("workers_without", "restarts."))) in (1, 2)
     process.communicate(timeout=60)
     assert process.returncode == 0
     assert third != second
