@@ -45,7 +45,8 @@ class RoleDied(QfleetError):
     Args:
         role: name of the role.
         incarnation: which life of the role died; the first is 0.
-        cause: how, in a word or a few: "killed", "timeout", "process died", "node lost"; restarts are counted by it.
+        cause: how, in a word or a few: "killed", "timeout", "process died", "node lost", "no room"; restarts are
+            counted by it.
     """
 
     def __init__(self, role: str, incarnation: int, cause: str = "process died") -> None:
@@ -53,6 +54,14 @@ class RoleDied(QfleetError):
         self.role = role
         self.incarnation = incarnation
         self.cause = cause
+
+
+class NoRoom(RoleDied):
+    """A role found no place on the cluster in time; the message says what it asks for and what there is."""
+
+    def __init__(self, role: str, incarnation: int, message: str) -> None:
+        super().__init__(role, incarnation, "no room")
+        self.args = (message,)
 
 
 class ValueLost(QfleetError):

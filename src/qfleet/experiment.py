@@ -26,7 +26,15 @@ from qfleet.engines.base import Engine, HostingEngine
 from qfleet.envs.make import probe_spec
 from qfleet.envs.source import EnvFactory
 from qfleet.errors import CheckpointError, QfleetError, UsageError
-from qfleet.machine import LOCK_NAME, RunLock, choose_device, choose_num_threads, is_one_process, set_up_torch
+from qfleet.machine import (
+    DETACHED_NAME,
+    LOCK_NAME,
+    RunLock,
+    choose_device,
+    choose_num_threads,
+    is_one_process,
+    set_up_torch,
+)
 from qfleet.outcome import describe_roles, replay_parts, summarize
 from qfleet.policy import make_blueprint, read_policy
 from qfleet.recipe import (
@@ -70,6 +78,7 @@ class Experiment:
     Attributes:
         recipe: name of the recipe that the configuration began with, None if it was built by hand.
         session: the counters, clocks and schedules of the run, once `stream` has begun; for displays.
+        is_detached: whether it runs as an actor of a cluster, see detached.py.
         warnings: what the user should know, a line each (such as a damaged checkpoint that was passed over).
     """
 
@@ -78,6 +87,7 @@ class Experiment:
         self.run_dir = Path(run_dir) if run_dir is not None else default_run_dir(config)
         self.recipe: str | None = None
         self.session: Session | None = None
+        self.is_detached = False
         self.warnings: list[str] = []
         self._factory = env
         self._spec: EnvSpec | None = None
@@ -183,7 +193,7 @@ class Experiment:
         blueprint = self._blueprint(spec, device)
         engine = load_engine(self.config, self.run_dir)
         self.check_run_dir()
-        existed = self.run_dir.exists()
+        existed = self.run_dir.exists() and not self.is_detached
         self._warn_of_short_episodes(spec)
         strategy = load_plugin("strategy", self.config.strategy.name)
         session = None
@@ -193,6 +203,8 @@ class Experiment:
             write_file(self.run_dir, "config.toml", self.config.to_toml().encode())
             # A summary of before would pass for the result of what begins now.
             (self.run_dir / "summary.json").unlink(missing_ok=True)
+            if not self.is_detached:
+                (self.run_dir / DETACHED_NAME).unlink(missing_ok=True)
             num_threads = set_up_torch(self.config, spec)
             evaluated = getattr(strategy, "evaluation_blueprints", None)
             blueprints = None if evaluated is None else evaluated(blueprint, self.config.strategy)
@@ -206,7 +218,7 @@ class Experiment:
             # Nothing was trained, so the same command, corrected, must find its run directory free again.
             is_untouched = session is None or session.control.counters.num_env_steps == 0
             if is_untouched and not self._is_resumed and not existed:
-                shutil.rmtree(self.run_dir, ignore_errors=True)
+                clear_run_dir(self.run_dir, (DETACHED_NAME, "logs") if self.is_detached else ())
             raise
         finally:
             engine.close()
@@ -297,8 +309,9 @@ class Experiment:
         """
         if self._is_resumed or not self.run_dir.exists():
             return
-        # A lock or a .part file is of a run that was killed before it had a configuration: nothing to continue there.
-        if any(path.name != LOCK_NAME and path.suffix != ".part" for path in self.run_dir.iterdir()):
+        # These are of a run that ended, or was killed, before it had a configuration: nothing to continue there.
+        empty = (LOCK_NAME, DETACHED_NAME, "logs")
+        if any(path.name not in empty and path.suffix != ".part" for path in self.run_dir.iterdir()):
             raise UsageError(
                 f"{self.run_dir}: this directory is not empty; continue it with --resume {self.run_dir}, "
                 "or choose another --run-dir"
@@ -347,6 +360,18 @@ def default_run_dir(config: RunConfig) -> Path:
     while path.exists():
         path, number = Path("runs") / f"{stem}-{number}", number + 1
     return path
+
+
+def clear_run_dir(run_dir: Path, kept: tuple[str, ...]) -> None:
+    """Remove a run directory, but for the names kept (a detached run's last words)."""
+    if not kept:
+        shutil.rmtree(run_dir, ignore_errors=True)
+        return
+    for path in run_dir.iterdir():
+        if path.is_dir() and path.name not in kept:
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name not in kept:
+            path.unlink(missing_ok=True)
 
 
 def load_engine(config: RunConfig, run_dir: Path) -> Engine:

@@ -56,6 +56,7 @@ def set_up_torch(config: RunConfig, spec: EnvSpec) -> int:
 
 
 LOCK_NAME = ".lock"
+DETACHED_NAME = "detached.json"
 
 
 class RunLock:

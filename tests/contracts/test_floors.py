@@ -42,6 +42,8 @@ FLOORS = {
             "curve",
             "series",
             "machine",
+            "detached",
+            "attached",
         ],
         6.0,
     ),

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from qfleet.engines.base import Engine, Future, Part, Placement, RoleRef
-from qfleet.errors import CallFailed, DivergenceError, QfleetError, RoleDied, UsageError, ValueLost
+from qfleet.errors import CallFailed, DivergenceError, NoRoom, QfleetError, RoleDied, UsageError, ValueLost
 from qfleet.placement.processes import Process, is_running, this_process, wait_until_gone
 from qfleet.types import Receipt, Reply
 
@@ -219,9 +219,12 @@ def test_a_role_without_a_place_is_told_in_one_line(make_engine: MakeEngine) -> 
     placement = Placement(custom={"decoy": 3.0})
     assert engine.room_for(placement) == 0
     assert engine.room_for(Placement()) > 0
-    engine.submit(engine.spawn("worker-7", Probe, placement=placement), "process")
-    with pytest.raises(QfleetError, match=r"worker-7 found no place in 0\.5 s") as caught:
-        engine.wait(timeout=60)
+    role = engine.spawn("worker-7", Probe, placement=placement)
+    future = engine.submit(role, "process")
+    assert engine.wait(timeout=60) is future
+    with pytest.raises(NoRoom, match=r"worker-7 found no place in 0\.5 s") as caught:
+        engine.result(future)
+    assert (caught.value.role, caught.value.incarnation, caught.value.cause) == ("worker-7", 0, "no room")
     assert "asks for 3 decoy, and the cluster has" in str(caught.value)
     assert re.search(r"0 decoy \(0 free\)", str(caught.value))
     assert "\n" not in str(caught.value)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from qfleet.cli import doctor, evaluate, recipes, scale, train
+from qfleet.cli import attach, doctor, evaluate, recipes, scale, train
 from qfleet.cli.console import DebugOption, Group, examples
 from qfleet.version import __version__
 
@@ -50,6 +50,7 @@ def root(
 
 train.add_to(app)
 scale.add_to(app)
+attach.add_to(app)
 evaluate.add_to(app)
 recipes.add_to(app)
 doctor.add_to(app)

@@ -68,6 +68,9 @@ RunDirOption = Annotated[
 ResumeOption = Annotated[
     Path | None, typer.Option(metavar="RUN_DIR", help="Continue a run from its newest checkpoint.")
 ]
+DetachOption = Annotated[
+    bool, typer.Option("--detach", help="Leave the run on its Ray cluster and return; see qfleet attach.")
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +106,7 @@ def train(
     seeds: SeedsOption = None,
     run_dir: RunDirOption = None,
     resume: ResumeOption = None,
+    detach: DetachOption = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
@@ -127,8 +131,10 @@ def train(
     overrides = {key: value for key, value in choices.items() if value is not None}
     overrides.update(parse_override(text) for text in settings or [])
     request = Request(env, resume, recipe, run_dir, workers, seeds, overrides)
+    out = Output(as_json, quiet)
+    if detach:
+        return leave(request, out)
     with Interrupts() as interrupts:
-        out = Output(as_json, quiet)
         if resume is None:
             experiment = new_experiment(request)
             if seeds is None:
@@ -191,6 +197,23 @@ def check_workers(strategy: object, num_workers: int) -> bool:
 
 def _has_workers(config: type) -> bool:
     return "num_workers" in getattr(config, "model_fields", {})
+
+
+def leave(request: Request, out: Output) -> int:
+    """Start the run on its cluster and leave it there; returns the exit code.
+
+    Raises:
+        UsageError: a series of seeds, which takes one run after the other from here.
+    """
+    from qfleet.cli.detach import detach
+
+    resume = request.resume
+    if request.num_seeds is not None or (resume is not None and is_series(resume)):
+        raise UsageError("--detach with a series of seeds: detach one run per seed instead, with --seed")
+    if resume is None:
+        return detach(new_experiment(request), out)
+    refuse_with_resume(request)
+    return detach(resumed_experiment(resume, request.overrides), out)
 
 
 def new_series(experiment: Experiment, num_seeds: int, run_dir: Path | None) -> Series:

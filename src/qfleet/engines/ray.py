@@ -33,7 +33,7 @@ from ray import cloudpickle
 
 from qfleet.config import PositiveFloat, PositiveInt
 from qfleet.engines.base import EngineConfig, Future, Placement, RoleRef
-from qfleet.errors import QfleetError, RoleDied, ValueLost
+from qfleet.errors import ValueLost
 from qfleet.placement.lanes import Lanes
 from qfleet.placement.processes import Process, end
 from qfleet.placement.ray_calls import (
@@ -45,6 +45,7 @@ from qfleet.placement.ray_calls import (
     cause_of_death,
     check_arguments,
     check_group,
+    death,
     failure_of_task,
     lay_out,
     why_hopeless,
@@ -67,7 +68,7 @@ class Config(EngineConfig):
     Attributes:
         address: "auto", "ip:port" or "ray://ip:port" of a cluster; not set: a Ray of this machine, for this run alone
         role_timeout: seconds without an answer after which a role is taken for dead and killed
-        placement_timeout: seconds after which a role that finds no place ends the run
+        placement_timeout: seconds that a role waits for room; at the start that ends the run, later a worker leaves
         num_cpus_local: CPUs that a Ray started here has to give; not set: roles share the machine's freely
         object_store_memory: bytes of shared memory for a Ray started here; not set: half of what is free, at most 1 GiB
         working_dir: a folder of your own code that travels to the cluster and is where roles run
@@ -306,7 +307,7 @@ class Engine:
         self._groups.lose(life)
         calls, life.calls = list(life.calls.values()), {}
         for call in calls:
-            self._settle(call, RoleDied(life.name, life.incarnation, cause))
+            self._settle(call, death(life, cause))
 
     def _close_roles(self, lives: list[Life]) -> None:
         """Drop their calls, let them close themselves, end them."""
@@ -323,17 +324,16 @@ class Engine:
             self._lose(life, "killed")
 
     def _give_up(self, life: Life) -> None:
-        """Its time is up. Where it found no place at the start that ends the run, later it is a death like others."""
+        """Its time is up: it was placed and does not answer, or it found no place."""
         if life.home is not None:
             self._lose(life, "timeout")
             return
         why = self._joined().why_no_room(self._roles[life.name].placement)
+        life.no_room = (
+            f"role {life.name} found no place in {self.config.placement_timeout:g} s: it {why}; ask for less, or "
+            "give a cluster that grows more time with --set engine.placement_timeout"
+        )
         self._lose(life, "no room")
-        if life.incarnation == 0:
-            raise QfleetError(
-                f"role {life.name} found no place in {self.config.placement_timeout:g} s: it {why}; ask for less, or "
-                "give a cluster that grows more time with --set engine.placement_timeout"
-            )
 
     # Calls
 

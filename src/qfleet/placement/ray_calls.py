@@ -11,7 +11,7 @@ from ray import cloudpickle
 from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError
 
 from qfleet.engines.base import Future, Part, RoleRef
-from qfleet.errors import CallFailed, RoleDied, ValueLost
+from qfleet.errors import CallFailed, NoRoom, RoleDied, ValueLost
 from qfleet.placement.processes import end, wait_until_gone
 from qfleet.placement.ray_host import Home, Raised
 
@@ -35,6 +35,7 @@ class Life:
         dropped_groups: numbers of groups that it is to forget, to travel with its next all_reduce.
         entry: when the engine looks at it next, None if never.
         building: Ray's reference to the end of its building.
+        no_room: what it asked for and what there was, where it died of that.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Life:
     dropped_groups: list[int] = field(default_factory=list)
     entry: float | None = None
     building: Any = None
+    no_room: str | None = None
     _methods: dict[tuple[str, int], Any] = field(default_factory=dict)
 
     def method(self, name: str, num_returns: int) -> Any:
@@ -162,13 +164,23 @@ def check_group(group: Sequence[RoleRef], method: str, args: Sequence[tuple[obje
 def why_hopeless(future: Future, life: Life | None, args: Sequence[object]) -> RoleDied | ValueLost | None:
     """Why a call need not even be sent: the role is dead, or an argument never came to be."""
     if life is None or life.cause is not None:
-        cause = life.cause if life is not None else None
-        return RoleDied(future.role.name, future.incarnation, cause or "killed")
+        return (
+            RoleDied(future.role.name, future.incarnation, "killed")
+            if life is None
+            else death(life, life.cause or "killed")
+        )
     for argument in args:
         source = argument.future if isinstance(argument, Part) else argument
         if isinstance(source, Future) and source.error is not None:
             return ValueLost(source.role.name)
     return None
+
+
+def death(life: Life, cause: str) -> RoleDied:
+    """A life's end, as the failure of its calls."""
+    if life.no_room is not None:
+        return NoRoom(life.name, life.incarnation, life.no_room)
+    return RoleDied(life.name, life.incarnation, cause)
 
 
 def lay_out(args: Sequence[object]) -> tuple[tuple[int, ...], list[object], tuple[Future, ...]]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import platform
 import shutil
+import socket
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import IO, Literal, Protocol
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -23,6 +26,7 @@ SHARES_CPUS = "shares_cpus"
 _GIB = 1 << 30
 _MIN_STORE = 80 << 20  # Ray starts with no less
 _GRACE_SECONDS = 60.0
+_CONNECT_SECONDS = 5.0
 
 
 class Request(Protocol):
@@ -106,11 +110,20 @@ class Cluster:
         )
 
     def _join(self, address: str, common: dict[str, object]) -> None:
-        try:
-            ray.init(address=address, **common)
-        except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-            line = " ".join(str(error).split())
-            raise UsageError(f"engine.address = {address!r}: {line}") from error
+        check_answers(address)
+        with tempfile.TemporaryFile() as said:
+            try:
+                with _errors_go_to(said):
+                    ray.init(address=address, **common)
+            except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+                line = " ".join(str(error).split())
+                said.seek(0)
+                if any(word in said.read() + line.encode() for word in (b"Unauthenticated", b"AuthToken")):
+                    line = (
+                        "this cluster takes no connection without its token; put it into RAY_AUTH_TOKEN, or its file's "
+                        "path into RAY_AUTH_TOKEN_PATH, and set RAY_AUTH_MODE=token"
+                    )
+                raise UsageError(f"engine.address = {address!r}: {line}") from error
         try:
             check_versions(address, versions(), self._versions_of_nodes())
         except BaseException:
@@ -158,6 +171,11 @@ class Cluster:
         if self._pack_node is None:
             return "DEFAULT"
         return NodeAffinitySchedulingStrategy(self._pack_node, soft=True)
+
+    def beside_head(self) -> object:
+        """On the head node if it lives, for what must not leave with a node that is added for a while."""
+        heads = [node for node in ray.nodes() if node["Alive"] and "node:__internal_head__" in node["Resources"]]
+        return NodeAffinitySchedulingStrategy(heads[0]["NodeID"], soft=True) if heads else "DEFAULT"
 
     def room_for(self, request: Request) -> int:
         """How many more such roles fit, each whole on one node."""
@@ -222,6 +240,43 @@ def check_versions(address: str, here: Mapping[str, str], nodes: Mapping[str, Ma
                     f"engine.address = {address!r}: node {node} runs {name} {there.get(name)}, this process {version}; "
                     f"install the same version"
                 )
+
+
+def check_answers(address: str) -> None:
+    """Look whether anybody listens there; Ray itself would try for minutes, and print what it tries.
+
+    Raises:
+        UsageError: nobody does, "auto" finds no cluster, or it is no address.
+    """
+    found = address.removeprefix("ray://")
+    if address == "auto":
+        try:
+            found = ray._private.services.canonicalize_bootstrap_address("auto") or ""
+        except ConnectionError as error:
+            raise UsageError("engine.address = 'auto': no Ray is running on this machine; give ip:port") from error
+    host, _, port = found.rpartition(":")
+    if not host or not port.isdigit():
+        raise UsageError(f"engine.address = {address!r}: no address; write auto, ip:port or ray://ip:port")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise UsageError(
+            f"engine.address = {address!r}: nobody answers at {found} ({error}); is the cluster up, and is this its "
+            "address as this machine sees it?"
+        ) from error
+
+
+@contextlib.contextmanager
+def _errors_go_to(file: IO[bytes]) -> Iterator[None]:
+    """Ray's native part writes each of its attempts to connect to standard error."""
+    sys.stderr.flush()
+    before = os.dup(2)
+    os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
 
 
 def default_store_memory() -> int:

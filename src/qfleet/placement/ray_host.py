@@ -111,7 +111,7 @@ class Host:
     def build(self, order: Order) -> None:
         """Make the role; a failure to do so is kept for its calls."""
         if order.log_folder is not None:
-            _write_to(Path(order.log_folder) / f"{order.role}-{order.incarnation}.log")
+            write_to(Path(order.log_folder) / f"{order.role}-{order.incarnation}.log")
         try:
             build, args = cloudpickle.loads(order.packed)
             _set_up_torch(order.num_threads)
@@ -240,7 +240,7 @@ def _set_up_torch(num_threads: int | None) -> None:
         torch.set_flush_denormal(True)
 
 
-def _write_to(path: Path) -> None:
+def write_to(path: Path) -> None:
     """Send this process's output, C++'s too, to a file of its own; without the folder it stays with Ray's."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

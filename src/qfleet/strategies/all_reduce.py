@@ -79,11 +79,12 @@ class _AllReduce:
         self.share = blueprint.share_replay(config.num_workers)
         self.config = config
         self.control = control
-        self.supervisor = Supervisor(engine, config, control)
+        self.supervisor = Supervisor(engine, config, control, lambda: len(self.members))
         self.members: dict[str, _Member] = {}
         # Before its first update serial training holds min_transitions, be they fewer than a batch: so does a rank.
         self._num_needed = max(1, min(blueprint.algo.batch_size, self.share.replay.min_transitions))
         self._num_ever = 0
+        self._num_wanted = config.num_workers
         self._restoring: set[Future] = set()
         self._announced: list[str] = []
         self._broken_size = 0  # of the group whose last call broke, until it is known how far it came
@@ -118,7 +119,7 @@ class _AllReduce:
 
     def _start(self, saved: Saved | None) -> None:
         """Build the ranks; those of the checkpoint where there are as many, else its replays are dealt out."""
-        wanted = self.control.num_workers or self.config.num_workers
+        wanted = self._num_wanted = self.control.num_workers or self.config.num_workers
         old = saved_workers(saved.files) if saved is not None else []
         for name in old if len(old) == wanted else map(worker_name, range(wanted)):
             self._hire(name)
@@ -150,16 +151,21 @@ class _AllReduce:
         return member
 
     def _resize(self) -> None:
-        """Hire, or let ranks go (those outside of the group first), until there are as many as the user wants."""
-        wanted = self.control.num_workers or len(self.members)
-        while len(self.members) < wanted:
-            self._revive(self._hire(worker_name(self._num_ever)))
+        """Hire where there is room, or let ranks go, those outside of the group first, until all wanted are there."""
+        wanted = self.control.num_workers or self._num_wanted
+        for _ in range(self.supervisor.openings.num_to_hire(wanted - len(self.members))):
+            member = self._hire(worker_name(self._num_ever))
+            self.supervisor.joiners.add(member.ref.name)
+            self._revive(member)
         while len(self.members) > wanted:
-            name = max(self.members, key=lambda name: (not self.members[name].is_in_group, worker_number(name)))
-            member = self.members.pop(name)
-            self.engine.stop(member.ref)
-            self._restoring = {future for future in self._restoring if future.role.name != name}
-            self.control.count("transitions_lost", member.num_held)
+            self._let_go(max(self.members, key=lambda name: (not self.members[name].is_in_group, worker_number(name))))
+
+    def _let_go(self, name: str) -> None:
+        member = self.members.pop(name)
+        member.is_in_group = False
+        self.engine.stop(member.ref)
+        self._restoring = {future for future in self._restoring if future.role.name != name}
+        self.control.count("transitions_lost", member.num_held)
 
     def _announce(self) -> Iterator[Event]:
         """Tell who makes the next update, where that has changed."""
@@ -187,9 +193,13 @@ class _AllReduce:
             waiting.discard(done)
             self._restoring.discard(done)
             name = done.role.name
+            if name not in self.members:
+                continue  # likewise, for want of room
             outcome = self.supervisor.receive(done)
             if isinstance(outcome, Loss):
-                if outcome.restarted is not None:
+                if outcome.is_let_go:
+                    self._let_go(name)
+                elif outcome.restarted is not None:
                     yield outcome.restarted
                     self._revive(self.members[name])
             elif is_restore:
@@ -367,6 +377,8 @@ class _AllReduce:
             outcome = self.supervisor.receive(save)
             if not isinstance(outcome, Loss):
                 answers[save.role.name] = outcome
+            elif outcome.is_let_go:
+                self._let_go(save.role.name)
             elif outcome.restarted is not None:
                 yield outcome.restarted
                 self._revive(self.members[save.role.name])

@@ -72,7 +72,7 @@ class PushPull:
         self.control = control
         self.rules = rules
         self.updates_per_push = max(1, rules.local_steps)
-        self.supervisor = Supervisor(engine, config, control)
+        self.supervisor = Supervisor(engine, config, control, lambda: len(self.members))
         self.servers = ServerGroup(
             engine, self.supervisor, blueprint, control, rules.num_servers, rules.local_steps > 0
         )
@@ -83,6 +83,7 @@ class PushPull:
         self._merging: dict[Merge, list[tuple[Member, int]]] = {}
         self._is_pausing = False
         self._cut_windows: dict[str, int] = {}  # by worker, what saving has inserted since the last checkpoint
+        self._stalled: list[tuple[Member, bool]] = []  # those who wait for a server's parameters; which were restored
 
     def events(self, saved: Saved | None) -> Iterator[Event]:
         """The strategy's events, for ever."""
@@ -121,6 +122,8 @@ class PushPull:
                         yield from self._merged(outcome)
                     else:
                         yield outcome
+                if self._stalled and not self.servers.is_renewing:
+                    self._resume_stalled()
             else:
                 yield from self._answered(future)
 
@@ -147,7 +150,9 @@ class PushPull:
             for loss in lost:
                 if loss.restarted is not None:
                     yield loss.restarted
-                if loss.future.role.name in self.members:
+                if loss.is_let_go:
+                    yield self._let_go(self.members[loss.future.role.name], ": there is no room for it")
+                elif loss.future.role.name in self.members:
                     self._restore(self.members[loss.future.role.name], self.roster.revive)
                 else:
                     self.servers.revive(loss.future.role)
@@ -156,19 +161,22 @@ class PushPull:
         yield dataclasses.replace(event, state=self.roster.state(), inserted=inserted)
 
     def _resize(self) -> Iterator[Event]:
-        """Hire, or let the last ones go, until there are as many workers as the user wants by now."""
+        """Hire where there is room, or let the last ones go, until there are as many as the user wants by now."""
         wanted = self.roster.num_wanted
-        while len(self.members) < wanted:
+        for _ in range(self.supervisor.openings.num_to_hire(wanted - len(self.members))):
             member = self.roster.hire()
+            self.supervisor.joiners.add(member.ref.name)
             self._restore(member, self.roster.join)
             yield CrewChanged(len(self.members), f"{member.ref.name} joined")
         while len(self.members) > wanted:
-            member = list(self.members.values())[-1]
-            self.roster.dismiss(member)
-            self._jobs = {future: job for future, job in self._jobs.items() if job.member is not member}
-            self._release(member.group)
-            self._merge_if_whole(member.group)
-            yield CrewChanged(len(self.members), f"{member.ref.name} left")
+            yield self._let_go(list(self.members.values())[-1])
+
+    def _let_go(self, member: Member, why: str = "") -> CrewChanged:
+        self.roster.dismiss(member)
+        self._jobs = {future: job for future, job in self._jobs.items() if job.member is not member}
+        self._release(member.group)
+        self._merge_if_whole(member.group)
+        return CrewChanged(len(self.members), f"{member.ref.name} left{why}")
 
     def _restore(self, member: Member, how: Callable[[Member], Future]) -> None:
         member.num_calls += 1
@@ -269,7 +277,8 @@ class PushPull:
         outcome = self.supervisor.receive(future)
         if isinstance(outcome, Loss):
             yield from self._lost(job, outcome)
-        elif job.kind == "collect":
+            return
+        if job.kind == "collect":
             counters = self.control.counters
             outcome.lags["policy_lag"] = [self.servers.version - outcome.version]
             counters.add(outcome)
@@ -321,7 +330,7 @@ class PushPull:
         """All servers have committed a set: its makers' clocks move, and whoever waited for them may start."""
         makers = self._merging.pop(merge)
         counters = self.control.counters
-        num_pushes = len(makers) - merge.num_refused
+        num_pushes = len(merge.tickets) - merge.num_refused  # some may be gone with their makers' machine
         receipt = Receipt(
             version=self.servers.version,
             num_updates=merge.num_updates if num_pushes else 0,
@@ -350,12 +359,28 @@ class PushPull:
         if job.kind == "push":
             member.num_unmerged -= 1
             member.pace.release(self.updates_per_push)
+        if loss.is_let_go:
+            yield self._let_go(member, ": there is no room for it")
+            return
         if loss.restarted is not None:
             yield loss.restarted
             member.sequence = 0
             self._restore(member, self.roster.revive)
-        elif job.kind == "restore" and isinstance(loss.error, ValueLost):
-            self._restore(member, self.roster.revive)
+        elif isinstance(loss.error, ValueLost):
+            # All that a worker is given is published by servers. To ask again at once would be to ask for ever.
+            self._stalled.append((member, job.kind == "restore"))
+            self.servers.renew(loss.error.producer)
+            return
+        self._list(member)
+
+    def _resume_stalled(self) -> None:
+        stalled, self._stalled = self._stalled, []
+        for member, is_restored in stalled:
+            if member.ref.name not in self.members:
+                continue
+            if is_restored:
+                self._restore(member, self.roster.revive)
+            self._list(member)
 
     def _describe(self) -> str:
         return "; ".join(

@@ -48,7 +48,7 @@ class Merge:
 class _Job:
     """A call under way at server `index`."""
 
-    kind: str  # "update", "stage", "commit", "restore", "assemble"
+    kind: str  # "update", "stage", "commit", "restore", "assemble", "publish"
     index: int
     merge: Merge | None = None
 
@@ -100,6 +100,7 @@ class ServerGroup:
         self._queue: deque[Merge] = deque()
         self._current: Merge | None = None
         self._reviving: set[int] = set()
+        self._owes_snapshot = False
         self._jobs: dict[Future, _Job] = {}
 
     def start(self, saved: Saved | None) -> None:
@@ -121,7 +122,12 @@ class ServerGroup:
     @property
     def is_assembling(self) -> bool:
         """Whether a snapshot was asked for and is not there yet."""
-        return any(job.kind == "assemble" for job in self._jobs.values())
+        return self._owes_snapshot or any(job.kind == "assemble" for job in self._jobs.values())
+
+    @property
+    def is_renewing(self) -> bool:
+        """Whether a server was asked to publish again what was lost, or is being brought back."""
+        return bool(self._reviving) or any(job.kind == "publish" for job in self._jobs.values())
 
     def published(self) -> tuple[Future, ...]:
         """Arguments by which a worker pulls the newest version."""
@@ -140,8 +146,19 @@ class ServerGroup:
 
     def ask_snapshot(self) -> None:
         """Have the newest version put together; `receive` will yield SnapshotPublished."""
+        self._owes_snapshot = False
         future = self.engine.submit(self.refs[0], "assemble", *self._latest)
         self._jobs[future] = _Job("assemble", 0)
+
+    def renew(self, name: str) -> None:
+        """What this server has published is gone with its machine: have it publish again, or find out that it is dead.
+
+        Nobody else would: as long as workers cannot pull, no server is called.
+        """
+        index = [ref.name for ref in self.refs].index(name)
+        asked = any(job.kind == "publish" and job.index == index for job in self._jobs.values())
+        if not asked and index not in self._reviving:
+            self._jobs[self.engine.submit(self.refs[index], "publish")] = _Job("publish", index)
 
     def revive(self, role: RoleRef) -> None:
         """Give a server that was respawned elsewhere its state back."""
@@ -158,6 +175,8 @@ class ServerGroup:
             yield SnapshotPublished(outcome.version, future)
         elif job.kind == "restore":
             self._restored(job.index, future, outcome)
+        elif job.kind == "publish":
+            self._renewed(job.index, future, outcome)
         elif job.kind == "stage":
             assert job.merge is not None
             self._staged(job.merge, job.index, outcome)
@@ -228,10 +247,15 @@ class ServerGroup:
             yield loss.restarted
             self._revive(job.index)
         if job.kind == "assemble":
-            self.ask_snapshot()
+            self._owes_snapshot = True
+            if isinstance(error, ValueLost):
+                self.renew(error.producer)
+            elif not self.is_renewing:
+                self.ask_snapshot()
         elif isinstance(error, ValueLost) and (job.kind == "restore" or merge is None):
             raise QfleetError(
-                f"the published parameters are gone with {error.producer}'s machine; --resume the run"
+                f"the newest parameters are gone with {error.producer}'s machine, and no other machine holds them; "
+                "continue from the last checkpoint with qfleet train --resume RUN_DIR"
             ) from error
         elif isinstance(error, ValueLost) and merge is not None:
             # A push is gone with its maker's machine: the others make the update.
@@ -256,12 +280,22 @@ class ServerGroup:
         )
         self._jobs[future] = _Job("restore", index)
 
+    def _renewed(self, index: int, future: Future, receipt: Receipt) -> None:
+        if receipt.version == self.version:  # else a commit is on its way, whose answer is the newest
+            self._latest[index] = self._targets[index] = future
+        self._pay_snapshot()
+
+    def _pay_snapshot(self) -> None:
+        if self._owes_snapshot and not self.is_renewing:
+            self.ask_snapshot()
+
     def _restored(self, index: int, future: Future, receipt: Receipt) -> None:
         self._reviving.discard(index)
         self.control.tallies["moments_age_updates"] = max(
             self.control.tallies.get("moments_age_updates", 0), int(receipt.metrics["moments_age"])
         )
         self._latest[index] = self._targets[index] = future
+        self._pay_snapshot()
         merge = self._current
         if merge is not None and index not in merge.committed:
             self._feed(index, merge)

@@ -4,17 +4,20 @@ RoleDied     the role is respawned, within its budget; the strategy gives it bac
 ValueLost    nobody is restarted; the strategy submits the call again, or goes on without it
 CallFailed   one of our own errors (diverged, a broken environment) ends the run: doing it again would not help;
              any other exception has left the role in an unknown state, so it is respawned like a dead one
+NoRoom       a worker that is not the last one is let go until there is room; at the start of a run it ends the run
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from qfleet.engines.base import Engine, Future, RoleRef
-from qfleet.errors import CallFailed, QfleetError, RestartsExhausted, RoleDied, ValueLost
+from qfleet.errors import CallFailed, NoRoom, QfleetError, RestartsExhausted, RoleDied, ValueLost
 from qfleet.strategies.base import Control, RoleRestarted
 from qfleet.strategies.base.config import FleetConfig
+from qfleet.strategies.base.openings import Openings
 from qfleet.types import Receipt
 
 SECONDS_PER_MINUTE = 60.0
@@ -28,11 +31,13 @@ class Loss:
         future: the call.
         error: why.
         restarted: what to tell the session where the role was respawned because of it, else None.
+        is_let_go: whether it is a worker without a place, to be dismissed instead.
     """
 
     future: Future
     error: QfleetError
     restarted: RoleRestarted | None = None
+    is_let_go: bool = False
 
 
 class Supervisor:
@@ -42,12 +47,26 @@ class Supervisor:
         engine: where the roles live.
         config: `max_restarts` of one role, `max_restarts_per_minute` of all together.
         control: receives the counts, and the failure past the budget.
+        count_workers: how many workers there are, for a strategy that goes on with fewer; None for the others.
+
+    Attributes:
+        openings: when to hire again those that were let go.
+        joiners: names of the workers hired in the middle of the run.
     """
 
-    def __init__(self, engine: Engine, config: FleetConfig, control: Control) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        config: FleetConfig,
+        control: Control,
+        count_workers: Callable[[], int] | None = None,
+    ) -> None:
         self.engine = engine
         self.config = config
         self.control = control
+        self.openings = Openings(engine, config.worker_placement())
+        self.joiners: set[str] = set()
+        self._count_workers = count_workers
         self._num_restarts: dict[str, int] = {}
         self._recent: deque[float] = deque()
         self._first_traceback: dict[str, str] = {}
@@ -74,6 +93,10 @@ class Supervisor:
         role = future.role
         if future.incarnation < self.engine.incarnation(role):
             return Loss(future, error)  # one more call of a life whose end has been dealt with
+        if isinstance(error, RoleDied) and self._is_let_go(future, error):
+            self.openings.wait()
+            self.control.count("workers_without_room")
+            return Loss(future, error, is_let_go=True)
         if isinstance(error, CallFailed):
             self._first_traceback.setdefault(role.name, error.remote_traceback)
         if self._is_exhausted(role):
@@ -91,6 +114,20 @@ class Supervisor:
         self.control.count(f"restarts.{cause}")
         self.engine.respawn(role)
         return Loss(future, error, RoleRestarted(role.name, self.engine.incarnation(role), cause, str(error)))
+
+    def _is_let_go(self, future: Future, error: RoleDied) -> bool:
+        """Whether the crew goes on without this role.
+
+        Raises:
+            NoRoom: it is of those that the run was to begin with.
+        """
+        name = future.role.name
+        if isinstance(error, NoRoom) and future.incarnation == 0 and name not in self.joiners:
+            raise error
+        if self._count_workers is None or not name.startswith("worker-") or self._count_workers() < 2:
+            return False
+        # Its machine has taken its place along; of a process that died, the place is there still.
+        return isinstance(error, NoRoom) or (error.cause == "node lost" and not self.openings.has_room())
 
     def _is_exhausted(self, role: RoleRef) -> bool:
         now = self.engine.now()
