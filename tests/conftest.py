@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 
@@ -19,6 +20,9 @@ from qfleet.recipe import RunConfig, build_config, find_recipe, load_plugin
 from qfleet.strategies.base import Control, Counters, Drained, Event, Saved, SnapshotPublished
 from qfleet.types import ParamSnapshot
 
+# How long an example takes says something about the machine, not about the code.
+hypothesis.settings.register_profile("qfleet", deadline=None)
+hypothesis.settings.load_profile("qfleet")
 # One thread: two tiny runs on two threads each would wait for each other more than they compute.
 torch.set_num_threads(1)
 
