@@ -6,15 +6,11 @@ push -> stage (merge; the part of the norm that this slice knows) -> commit (cli
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.numpy import load as load_tensors
-from safetensors.numpy import save as save_tensors
 
 from qfleet.errors import CheckpointError, DivergenceError
 from qfleet.networks.flat import as_tensor
@@ -23,7 +19,7 @@ from qfleet.ops.optimizers import clip_scale
 from qfleet.ops.slices import slice_bounds
 from qfleet.roles.blueprint import Blueprint
 from qfleet.roles.push import Push
-from qfleet.storage import read_verified, write_file
+from qfleet.roles.state_file import read_state, write_state
 from qfleet.types import ParamSlice, ParamSnapshot, Receipt, Reply, SavedFile, Ticket
 
 
@@ -198,9 +194,9 @@ class ParameterServer:
             "acknowledged": self.acknowledged,
             "layout_hash": self.layout_hash,
         }
-        state = save_tensors(arrays, {"server": json.dumps(values)})
-        file = write_file(Path(folder), f"{self.name}/state-{tag}.safetensors", state)
-        return Receipt(version=self.version, files=[file])
+        return Receipt(
+            version=self.version, files=[write_state(Path(folder), self.name, tag, arrays, {"server": values})]
+        )
 
     def load(self, folder: str, tag: str, files: list[SavedFile]) -> Receipt:
         """Continue from the state files of all servers of a checkpoint, however many they were.
@@ -233,12 +229,11 @@ class ParameterServer:
         self.optimizer.num_steps.fill_(float(str(saved[0][1]["optimizer_steps"])))
 
     def _read(self, root: Path, file: SavedFile) -> tuple[dict[str, object], dict[str, np.ndarray]]:
-        content = read_verified(root, file)
-        try:
-            with safe_open(root / file.path, framework="np") as opened:
-                return json.loads(opened.metadata()["server"]), load_tensors(content)
-        except Exception as error:
-            raise CheckpointError(f"{root / file.path}: not a server's state file: {error}") from error
+        arrays, values = read_state(root, file)
+        server = values.get("server")
+        if not isinstance(server, dict):
+            raise CheckpointError(f"{root / file.path}: not a server's state file")
+        return server, arrays
 
     def _follow(self, before: int, num_updates: int) -> None:
         """Let the target follow, as it would have after each of the updates."""

@@ -16,7 +16,7 @@ import torch
 from qfleet.ops.importance import global_scale
 from qfleet.replay.redistribute import ReplaySource, merge_replay
 from qfleet.roles.blueprint import Blueprint
-from qfleet.roles.worker import Worker, read_state
+from qfleet.roles.worker import Worker, read_worker_state
 from qfleet.seeding import derive_seed
 from qfleet.types import LearnerState, Receipt, Reply, Sample, SavedFile
 
@@ -137,7 +137,7 @@ class RankWorker(Worker):
         """
         learner = self.learner
         if state is not None:
-            arrays, values, _ = read_state(Path(folder), state)
+            arrays, values, _ = read_worker_state(Path(folder), state)
             learner.load_state_dict(arrays, values)
         learner.noise_generator.manual_seed(
             derive_seed(self.seed, self.name, "learner-noise", "life", incarnation, tag)

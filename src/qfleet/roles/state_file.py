@@ -15,18 +15,16 @@ from qfleet.errors import CheckpointError
 from qfleet.storage import read_verified, write_file
 from qfleet.types import SavedFile
 
-_METADATA_KEY = "state"
-
 
 def write_state(
     root: Path, name: str, tag: str, arrays: Mapping[str, np.ndarray], values: Mapping[str, object]
 ) -> SavedFile:
-    """Write `<name>/state-<tag>.safetensors` under `root`.
+    """Write `<name>/state-<tag>.safetensors` under `root`; `values` are JSON values by key.
 
     Raises:
         QfleetError: the disk is full or not writable.
     """
-    content = save_tensors(dict(arrays), {_METADATA_KEY: json.dumps(values)})
+    content = save_tensors(dict(arrays), {key: json.dumps(value) for key, value in values.items()})
     return write_file(root, f"{name}/state-{tag}.safetensors", content)
 
 
@@ -39,7 +37,7 @@ def read_state(root: Path, file: SavedFile) -> tuple[dict[str, np.ndarray], dict
     content = read_verified(root, file)
     try:
         with safe_open(root / file.path, framework="np") as opened:
-            values = json.loads(opened.metadata()[_METADATA_KEY])
-        return load_tensors(content), dict(values)
+            metadata = opened.metadata() or {}
+        return load_tensors(content), {key: json.loads(value) for key, value in metadata.items()}
     except Exception as error:
         raise CheckpointError(f"{root / file.path}: not a state file of this version: {error}") from error

@@ -5,21 +5,17 @@ collect: actor -> n-step adder -> replay          train: replay -> learner -> pa
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
-from safetensors.numpy import load as load_tensors
-from safetensors.numpy import save as save_tensors
 
 from qfleet.errors import CheckpointError
 from qfleet.replay.segments import load_replay, save_replay
 from qfleet.roles.actor import Actor
 from qfleet.roles.blueprint import Blueprint
 from qfleet.roles.learner import Learner
-from qfleet.storage import read_verified, write_file
+from qfleet.roles.state_file import read_state, write_state
 from qfleet.types import Progress, Receipt, Reply, SavedFile
 
 
@@ -106,11 +102,10 @@ class Worker:
         self.learner.snapshot()  # raises where a parameter is NaN or infinite: that is no good checkpoint
         learner_arrays, learner_values = self.learner.state_dict()
         actor_arrays, actor_values = self.actor.state_dict()
-        metadata = {"learner": json.dumps(learner_values), "actor": json.dumps(actor_values)}
-        state = save_tensors({**learner_arrays, **actor_arrays, **self.extra_state()}, metadata)
+        arrays = {**learner_arrays, **actor_arrays, **self.extra_state()}
         root = Path(folder)
         # The state comes first: `load` reads it as files[0], and the replay's files are all the others.
-        receipt.files = [write_file(root, f"{self.name}/state-{tag}.safetensors", state)]
+        receipt.files = [write_state(root, self.name, tag, arrays, {"learner": learner_values, "actor": actor_values})]
         replay_files = [_strip(self.name, file) for file in previous[1:] if file.path in self._own_paths]
         saved = save_replay(self.replay, root / self.name, replay_files, tag)
         receipt.files += [SavedFile(f"{self.name}/{file.path}", file.num_bytes, file.sha256) for file in saved]
@@ -124,7 +119,7 @@ class Worker:
             CheckpointError: a file does not fit this run; nothing is half loaded, for the run does not start.
         """
         root = Path(folder)
-        arrays, learner_values, actor_values = read_state(root, files[0])
+        arrays, learner_values, actor_values = read_worker_state(root, files[0])
         self.learner.load_state_dict(arrays, learner_values)
         load_replay(self.replay, root / self.name, [_strip(self.name, file) for file in files[1:]])
         self.actor.load_state_dict(arrays, actor_values, tag)
@@ -151,20 +146,17 @@ class Worker:
 State = tuple[dict[str, np.ndarray], dict[str, object], dict[str, object]]
 
 
-def read_state(root: Path, file: SavedFile) -> State:
+def read_worker_state(root: Path, file: SavedFile) -> State:
     """The arrays of a worker's state file, and the JSON values of its learner and its actor.
 
     Raises:
         CheckpointError: it is missing, damaged or of another version.
     """
-    content = read_verified(root, file)
-    try:
-        arrays = load_tensors(content)
-        with safe_open(root / file.path, framework="np") as opened:
-            metadata = opened.metadata()
-        return arrays, json.loads(metadata["learner"]), json.loads(metadata["actor"])
-    except Exception as error:
-        raise CheckpointError(f"{root / file.path}: not a state file of this version: {error}") from error
+    arrays, values = read_state(root, file)
+    learner, actor = values.get("learner"), values.get("actor")
+    if not isinstance(learner, dict) or not isinstance(actor, dict):
+        raise CheckpointError(f"{root / file.path}: not a worker's state file of this version")
+    return arrays, learner, actor
 
 
 def _strip(name: str, file: SavedFile) -> SavedFile:

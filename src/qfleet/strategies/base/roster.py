@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from qfleet.engines.base import Engine, Future, RoleRef
 from qfleet.ops.pacing import Pace
@@ -15,7 +14,8 @@ from qfleet.roles.push import Compression
 from qfleet.strategies.base import Control, Saved, call
 from qfleet.strategies.base.clocks import Clocks
 from qfleet.strategies.base.config import FleetConfig
-from qfleet.types import Receipt, SavedFile, Ticket
+from qfleet.strategies.base.crew import replay_source, saved_workers, worker_name
+from qfleet.types import Receipt, Ticket
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,7 @@ class Roster:
         """Spawn one more worker, in the smallest group, at its slowest clock."""
         rank, rules, blueprint = self._num_ever, self.rules, self.blueprint
         self._num_ever += 1
-        name = f"worker-{rank}"
+        name = worker_name(rank)
         ref = self.engine.spawn(
             name,
             GradientWorker,
@@ -188,7 +188,7 @@ class Roster:
         workers, merged = saved.state["workers"], saved.state["merged"]
         assert isinstance(workers, dict)
         assert isinstance(merged, list)
-        old = [role for role in saved.files if role.startswith("worker-")]
+        old = saved_workers(saved.files)
         if old == list(self.members):
             for name, member in self.members.items():
                 call(self.engine, member.ref, "load", self.control.checkpoint_folder, saved.tag, saved.files[name])
@@ -228,7 +228,7 @@ class Roster:
         files = control.saved_files.get(name, [])
         control.count("transitions_lost", min(member.num_unsaved, self.blueprint.replay.capacity))
         member.num_held = member.num_unsaved = 0
-        sources = member.sources or ([self._source(name, files)] if len(files) > 1 else [])
+        sources = member.sources or replay_source(control.checkpoint_folder, name, files)
         incarnation = self.engine.incarnation(member.ref)
         return self.engine.submit(member.ref, "restore", incarnation, control.saved_tag, sources, *self.published())
 
@@ -243,20 +243,16 @@ class Roster:
         shares = redistribution(old, list(self.members))
         next_sequence = max(state["sequence"] for state in workers.values()) + 1
         for name, member in self.members.items():
-            sources = []
+            sources: list[ReplaySource] = []
             for role, part, num_parts in shares[name]:
-                sources.append(self._source(role, saved.files[role], part, num_parts))
+                files = saved.files[role]
+                sources += replay_source(self.control.checkpoint_folder, role, files, part, num_parts)
                 member.pace.num_inserted += _part_of(workers[role]["inserted"], part, num_parts)
                 member.pace.num_samples_reserved += _part_of(workers[role]["samples"], part, num_parts)
             receipt: Receipt
             receipt, _ = call(self.engine, member.ref, "restore", 0, saved.tag, sources, *self.published())
             member.num_held, member.sources = int(receipt.metrics["num_restored"]), sources
             member.sequence = next_sequence
-
-    def _source(self, role: str, files: list[SavedFile], part: int = 0, num_parts: int = 1) -> ReplaySource:
-        """Where a worker's saved replay lies; its first file is the state, the others are the replay's."""
-        own = [SavedFile(file.path.removeprefix(f"{role}/"), file.num_bytes, file.sha256) for file in files[1:]]
-        return ReplaySource(Path(self.control.checkpoint_folder) / role, own, part, num_parts)
 
 
 def _part_of(total: int, part: int, num_parts: int) -> int:
