@@ -5,12 +5,15 @@ BIN := $(VENV)/bin
 # torch comes first and pinned, so that nothing else decides which build is taken.
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
-.PHONY: demo test test-slow test-faults lint setup setup-dev clean
+.PHONY: demo test coverage test-slow test-faults lint setup setup-dev clean
 
 demo: setup
 	$(BIN)/qfleet train CartPole-v1
 
 test: setup-dev lint
+	$(BIN)/python -m pytest
+
+coverage: setup-dev
 	$(BIN)/python -m pytest --cov=qfleet --cov-report=term
 
 test-slow: setup-dev
