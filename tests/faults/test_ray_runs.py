@@ -178,6 +178,7 @@ def assert_one_line(result: tuple[int, str, str], code: int, *words: str) -> Non
         assert word in lines[0], lines[0]
 
 
+@pytest.mark.faults
 def test_a_detached_run_takes_the_users_code_along_and_is_found_again(
     make_nodes: MakeNodes, user: Path, tmp_path: Path
 ) -> None:
