@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import runpy
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,10 @@ from qfleet.roles.blueprint import Blueprint
 from qfleet.roles.rank_worker import RankWorker
 from qfleet.types import Progress, Receipt, Sample
 
+from .runs import records, stop_after_checkpoint
+from .test_resume import ENVS, SCHEDULED, VARIANTS
+
 MakeExperiment = Callable[..., Experiment]
-RESUME = runpy.run_path(str(Path(__file__).with_name("test_resume.py")))  # the same runs, and how they are cut
-ENVS, SCHEDULED, VARIANTS = RESUME["ENVS"], RESUME["SCHEDULED"], RESUME["VARIANTS"]
-records, stop_after_checkpoint = RESUME["records"], RESUME["stop_after_checkpoint"]
 COUNTS = ["num_env_steps", "num_updates", "num_episodes", "samples_per_insert_measured", "validation_return", "eval"]
 
 

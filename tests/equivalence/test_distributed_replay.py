@@ -3,7 +3,6 @@ the ratio it was asked for, and several learners stay one."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ import numpy as np
 import pytest
 
 from qfleet.experiment import Experiment
-from qfleet.session import CheckpointSaved
 from qfleet.strategies.base import Rollout, Update
+
+from .runs import records, stop_after_checkpoint
 
 MakeExperiment = Callable[..., Experiment]
 NUM_STEPS = 480
@@ -54,26 +54,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 # Script offers its state and is saved with it; CartPole does not, so that a checkpoint resets it.
 ENVS = ["qfleet/Script-v0", "CartPole-v1"]
-
-
-def records(run_dir: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without what depends on how fast this machine is."""
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if "second" not in key and "share" not in key} for line in lines]
-
-
-def stop_after_checkpoint(experiment: Experiment, number: int, num_more_events: int) -> None:
-    """Run until checkpoint `number` is committed and a few events longer, then drop everything."""
-    events = experiment.stream()
-    seen = 0
-    for event in events:
-        seen += isinstance(event, CheckpointSaved)
-        if seen == number:
-            break
-    assert seen == number
-    for _ in range(num_more_events):  # work that is lost
-        next(events)
-    events.close()
 
 
 @pytest.mark.parametrize("env_id", ENVS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import pytest
 
 from qfleet.experiment import Experiment
-from qfleet.session import CheckpointSaved
+
+from .runs import records, stop_after_checkpoint
 
 MakeExperiment = Callable[..., Experiment]
 FEDERATED: dict[str, Any] = {"strategy": "federated"}
@@ -76,24 +76,6 @@ SCHEDULED: dict[str, Any] = {
     "checkpoint.keep": 9,
     "stop.max_env_steps": NUM_STEPS,
 }
-
-
-def records(run_dir: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if "second" not in key and "share" not in key} for line in lines]
-
-
-def stop_after_checkpoint(experiment: Experiment, number: int, num_more_events: int) -> None:
-    events = experiment.stream()
-    seen = 0
-    for event in events:
-        seen += isinstance(event, CheckpointSaved)
-        if seen == number:
-            break
-    assert seen == number
-    for _ in range(num_more_events):
-        next(events)
-    events.close()
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "qfleet/Script-v0"])

@@ -21,8 +21,9 @@ from qfleet.roles.blueprint import Blueprint
 from qfleet.roles.gradient_worker import GradientWorker
 from qfleet.roles.parameter_server import ParameterServer
 from qfleet.roles.push import Push
-from qfleet.session import CheckpointSaved
 from qfleet.types import ParamSlice, Progress, Ticket
+
+from .runs import stop_after_checkpoint
 
 MakeExperiment = Callable[..., Experiment]
 SERVER = {"strategy": "parameter_server"}
@@ -177,17 +178,6 @@ RESUMED: dict[str, dict[str, Any]] = {
     "local": {"strategy.local_steps": 3},
     "groups": {"strategy": "sync_groups", "strategy.num_groups": 2},
 }
-
-
-def stop_after_checkpoint(run: Experiment, number: int, num_more_events: int) -> None:
-    events, seen = run.stream(), 0
-    for event in events:
-        seen += isinstance(event, CheckpointSaved)
-        if seen == number:
-            break
-    for _ in range(num_more_events):
-        next(events)
-    events.close()
 
 
 @pytest.mark.parametrize("rules", RESUMED)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ from qfleet.roles.replay_shard import Draw, ReplayShard
 from qfleet.session import CheckpointSaved
 from qfleet.types import Reply
 from qfleet.validation import Validated
+
+from .runs import records, stop_after_checkpoint
 
 MakeExperiment = Callable[..., Experiment]
 NUM_STEPS = 240
@@ -73,26 +74,6 @@ class Film(gym.Env[Any, Any]):
 
 # Script offers its state and is saved with it; CartPole does not, so that a checkpoint resets it.
 ENVS = ["qfleet/Script-v0", "CartPole-v1"]
-
-
-def records(run_dir: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without what depends on how fast this machine is."""
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if "second" not in key and "share" not in key} for line in lines]
-
-
-def stop_after_checkpoint(experiment: Experiment, number: int, num_more_events: int) -> None:
-    """Run until checkpoint `number` is committed and a few events longer, then drop everything."""
-    events = experiment.stream()
-    seen = 0
-    for event in events:
-        seen += isinstance(event, CheckpointSaved)
-        if seen == number:
-            break
-    assert seen == number
-    for _ in range(num_more_events):  # work that is lost
-        next(events)
-    events.close()
 
 
 @pytest.mark.parametrize("env_id", ENVS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qfleet.ops.pacing import Pace, insert_slack, measured_samples_per_insert, updates_allowed
@@ -124,7 +124,6 @@ def run_fleet(
 COLLECTING, TRAINING = ("collect", "insert"), ("train", "update")
 
 
-@settings(max_examples=30)
 @given(
     st.floats(0.05, 64.0),
     st.integers(1, 256),

@@ -20,7 +20,10 @@ from qfleet.cli.console import DebugOption, JsonOption, Output, QuietOption, exa
 EXAMPLES = examples("qfleet doctor", "qfleet doctor --json")
 State = Literal["ok", "note", "problem"]
 # Each extra of pyproject.toml, with a module that it brings and what that is for.
-EXTRAS = {"box2d": ("Box2D", "LunarLander-v3 and the other Box2D environments")}
+EXTRAS = {
+    "box2d": ("Box2D", "LunarLander-v3 and the other Box2D environments"),
+    "ray": ("ray", "--engine ray: roles as processes of a cluster"),
+}
 MIN_PYTHON = (3, 11)
 GIB = 1 << 30
 LOW_MEMORY, NO_MEMORY = 2 * GIB, GIB // 2

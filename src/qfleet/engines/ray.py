@@ -32,7 +32,7 @@ from pydantic import Field
 from ray import cloudpickle
 
 from qfleet.config import PositiveFloat, PositiveInt
-from qfleet.engines.base import EngineConfig, Future, Placement, RoleRef
+from qfleet.engines.base import EngineConfig, Future, Placement, RoleRef, check_arguments, check_group
 from qfleet.errors import ValueLost
 from qfleet.placement.lanes import Lanes
 from qfleet.placement.processes import Process, end
@@ -43,8 +43,6 @@ from qfleet.placement.ray_calls import (
     Meeting,
     call_failed,
     cause_of_death,
-    check_arguments,
-    check_group,
     death,
     failure_of_task,
     lay_out,

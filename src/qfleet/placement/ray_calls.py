@@ -10,7 +10,7 @@ import ray
 from ray import cloudpickle
 from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError
 
-from qfleet.engines.base import Future, Part, RoleRef
+from qfleet.engines.base import Future, Part
 from qfleet.errors import CallFailed, NoRoom, RoleDied, ValueLost
 from qfleet.placement.processes import end, wait_until_gone
 from qfleet.placement.ray_host import Home, Raised
@@ -133,32 +133,6 @@ class Call:
     refs: list[Any]
     producers: tuple[Future, ...] = ()
     meeting: Meeting | None = None
-
-
-def check_arguments(role: RoleRef, method: str, args: Sequence[object]) -> None:
-    """Refuse a call before it is sent.
-
-    Raises:
-        ValueError: an argument is a future that is not completed yet.
-    """
-    for argument in args:
-        source = argument.future if isinstance(argument, Part) else argument
-        if isinstance(source, Future) and not source.is_completed:
-            raise ValueError(f"{role.name}.{method}: an argument of {source.method} is not completed yet")
-
-
-def check_group(group: Sequence[RoleRef], method: str, args: Sequence[tuple[object, ...]]) -> None:
-    """Refuse an all_reduce before any of it is sent.
-
-    Raises:
-        ValueError: a role is in it twice, or arguments are missing or not completed yet.
-    """
-    names = [role.name for role in group]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"all_reduce of {method}: {', '.join(twice)} is in the group twice and would wait for itself")
-    for role, own in zip(group, args, strict=True):
-        check_arguments(role, method, own)
 
 
 def why_hopeless(future: Future, life: Life | None, args: Sequence[object]) -> RoleDied | ValueLost | None:
