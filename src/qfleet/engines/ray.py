@@ -161,13 +161,14 @@ class Engine:
         owns_gpus = all(self._roles[role.name].placement.num_gpus >= 1 for role in group)
         shared = self._groups.of(lives)
         meeting = Meeting(shared, len(lives))
-        awaited = [life.building for life in lives if not life.is_built]  # nobody's time runs while one is being built
+        # Nobody's time runs while one is being built: a call is not begun before all have said where they can be met.
+        arrivals = [] if shared.has_met else shared.arrivals
         for rank, (future, life, own) in enumerate(zip(futures, lives, args, strict=True)):
             layout, values, producers = lay_out(own)
             seconds = _GROUP_SHARE * self.config.role_timeout
             dropped, life.dropped_groups = tuple(life.dropped_groups), []
-            ticket = Ticket(shared.number, rank, len(lives), seconds, owns_gpus, len(awaited), dropped)
-            refs = life.method("reduce", 2).remote(ticket, shared.address_ref, layout, method, *awaited, *values)
+            ticket = Ticket(shared.number, rank, len(lives), seconds, owns_gpus, len(arrivals), dropped)
+            refs = life.method("reduce", 2).remote(ticket, layout, method, *arrivals, *values)
             self._watch_call(Call(next(self._numbers), future, life, refs, producers, meeting))
         return futures
 

@@ -1,20 +1,24 @@
-"""The mean over a group of processes, without the coordinator: torch.distributed (gloo, nccl) between the members.
+"""The mean over a group of processes, without the coordinator.
 
     waits for               unblocked by
     Group()                 every member's arrival in the store that the first member opened; its deadline
     Group.agree             every member's word on what it is about to do; the death of one; its deadline
     Group.mean_             every member's tensor; the death of one; its deadline
 
-Before each tensor the members agree on its shape, so one that is out of step or has failed is found out at once and
-nobody is left waiting. Process groups are made and dropped at will: torch's global one is left alone.
+By shared memory where all members are on one machine, else by torch.distributed (gloo); between GPUs by nccl. With
+each tensor the members agree on its shape, so one that is out of step or has failed is found out at once and nobody
+is left waiting. Process groups are made and dropped at will: torch's global one is left alone.
 """
 
 from __future__ import annotations
 
+import os
+import secrets
 import socket
 import time
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol, cast
 
@@ -28,9 +32,11 @@ from torch._C._distributed_c10d import (
     TCPStore,
 )
 
+from qfleet.placement.shared_memory import PeerGone, SharedMemory, listen, machine_key
+
 _END, _FAILED = -1, 1 << 40  # words that are no tensor's; _FAILED is above every other
-_POLL = timedelta(milliseconds=100)
-_CONNECT_SECONDS = 5.0
+_POLL_SECONDS = 0.02
+_FIRST_CONNECT_SECONDS = 1.0
 
 
 class BrokenGroup(Exception):
@@ -64,13 +70,60 @@ def break_group(address: str, group_id: int, seconds: float) -> None:
 def _connect(address: str, group_id: int, seconds: float) -> Store:
     """The group's part of a store. Raises RuntimeError at once where nobody listens any more."""
     ip, _, port = address.rpartition(":")
-    limit = min(seconds, _CONNECT_SECONDS)
-    try:
-        socket.create_connection((ip, int(port)), limit).close()  # TCPStore would try again and again
-    except OSError as error:
-        raise RuntimeError(f"{address}: {error}") from error
-    store = TCPStore(ip, int(port), is_master=False, wait_for_workers=False, timeout=timedelta(seconds=limit))
-    return PrefixStore(f"group-{group_id}", store)
+    deadline = time.monotonic() + seconds
+    patience = _FIRST_CONNECT_SECONDS
+    while True:
+        limit = max(0.001, min(patience, deadline - time.monotonic()))
+        try:
+            socket.create_connection((ip, int(port)), limit).close()  # TCPStore would try again and again
+        except OSError as error:
+            raise RuntimeError(f"{address}: {error}") from error
+        try:
+            store = TCPStore(ip, int(port), is_master=False, wait_for_workers=False, timeout=timedelta(seconds=limit))
+        except RuntimeError:  # of many who connect at once some are not heard (torch 2.13)
+            if time.monotonic() > deadline:
+                raise
+            patience *= 2
+        else:
+            store.set_timeout(timedelta(seconds=seconds))
+            return PrefixStore(f"group-{group_id}", store)
+
+
+def _compare(word: int, highest: int, lowest: int) -> None:
+    if highest == _FAILED and word != _FAILED:
+        raise BrokenGroup("a member failed")
+    if highest != lowest:
+        raise ValueError("the members of a group must yield equally often, and tensors of one shape and type")
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """What the others need to know of a member to meet it.
+
+    Attributes:
+        machine: equal for members that may share memory; None for one that cannot.
+        name: where it listens on its machine.
+        store: "ip:port" of the first member's store, "" from the others.
+    """
+
+    machine: str | None
+    name: str
+    store: str
+
+
+class Door:
+    """Where a member can be met; it stays open until the member knows all others."""
+
+    def __init__(self, store: str) -> None:
+        machine = machine_key()
+        name = f"qfleet-{os.getpid()}-{secrets.token_hex(8)}"
+        self.listener = listen(name) if machine is not None else None
+        self.arrival = Arrival(machine, name, store)
+
+    def close(self) -> None:
+        """Nobody else may come."""
+        if self.listener is not None:
+            self.listener.close()
 
 
 class Group:
@@ -78,74 +131,110 @@ class Group:
 
     Args:
         group_id: one number per group of lives, agreed by all.
-        rank, size: of this member, of the group.
-        address: of the first member's store.
+        rank: of this member.
+        door: this member's, which is closed at the end.
+        arrivals: of all members, by rank.
         ip: this machine's address, as the other members see it.
-        seconds: until all must have arrived.
+        seconds: until all must have met.
         owns_gpus: every member has a GPU of its own, so that CUDA tensors may go by nccl; else they go through memory.
 
     Raises:
-        BrokenGroup: not all arrived.
+        BrokenGroup: not all came.
     """
 
     def __init__(
-        self, group_id: int, rank: int, size: int, address: str, ip: str, seconds: float, owns_gpus: bool
+        self, group_id: int, rank: int, door: Door, arrivals: list[Arrival], ip: str, seconds: float, owns_gpus: bool
     ) -> None:
-        self.rank, self.size = rank, size
+        self.rank, self.size = rank, len(arrivals)
+        self._group_id, self._address = group_id, arrivals[0].store
         self._owns_gpus = owns_gpus
         deadline = time.monotonic() + seconds
-        limit = timedelta(seconds=seconds)
-        try:
-            self._store = _connect(address, group_id, seconds)
-            self._store.set(f"arrived-{rank}", "1")
-            self._await_arrivals(deadline)
-            options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
-            options._timeout = limit
-            options._devices = [ProcessGroupGloo.create_device(hostname=ip)]
-            self._gloo = cast(_Backend, ProcessGroupGloo(self._store, rank, size, options))
-        except RuntimeError as error:
-            raise BrokenGroup(str(error)) from error
+        self._shared: SharedMemory | None = None
+        self._gloo: _Backend | None = None
         self._nccl: _Backend | None = None
+        machine = door.arrival.machine
+        try:
+            if door.listener is not None and all(arrival.machine == machine for arrival in arrivals):
+                names = [arrival.name for arrival in arrivals]
+                self._shared = SharedMemory(names, rank, door.listener, deadline)
+            else:
+                self._store = _connect(self._address, group_id, seconds)
+                self._store.set(f"arrived-{rank}", "1")
+                self._await_arrivals(deadline)
+                self._gloo = self._make_gloo(ip, seconds)
+        except (RuntimeError, PeerGone) as error:
+            raise BrokenGroup(str(error)) from error
+        finally:
+            door.close()
+
+    def _make_gloo(self, ip: str, seconds: float) -> _Backend:
+        options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+        options._timeout = timedelta(seconds=seconds)
+        options._devices = [ProcessGroupGloo.create_device(hostname=ip)]
+        return cast(_Backend, ProcessGroupGloo(self._store, self.rank, self.size, options))
 
     def _await_arrivals(self, deadline: float) -> None:
+        """Ask again and again: one that waits in the store could not be told that somebody will not come."""
         waiting = [f"arrived-{rank}" for rank in range(self.size)]
-        while waiting:
-            try:
-                self._store.wait([waiting[0]], _POLL)
-                waiting.pop(0)
-            except RuntimeError as error:
-                if time.monotonic() > deadline or self._store.check(["broken"]):
-                    raise BrokenGroup(f"{waiting[0]}: {error}") from error
+        while not self._store.check(waiting):
+            if time.monotonic() > deadline or self._store.check(["broken"]):
+                raise BrokenGroup("not all members came")
+            time.sleep(_POLL_SECONDS)
 
-    def agree(self, word: int, seconds: float) -> None:
-        """Whether all members say the same.
+    def agree(self, word: int, deadline: float) -> None:
+        """Whether all members say the same, by `deadline` of time.monotonic().
 
         Raises:
             BrokenGroup: one has failed, or is gone.
             ValueError: they say different things.
         """
-        words = torch.tensor([word, -word])
-        self._reduce(self._gloo, words, ReduceOp.MAX, seconds)
-        highest, lowest = int(words[0]), -int(words[1])
-        if highest == _FAILED and word != _FAILED:
-            raise BrokenGroup("a member failed")
-        if highest != lowest:
-            raise ValueError("the members of a group must yield equally often, and tensors of one shape and type")
+        if self._shared is not None:
+            try:
+                words = self._shared.exchange(word, deadline)
+            except PeerGone as error:
+                raise BrokenGroup(str(error)) from error
+            _compare(word, max(words), min(words))
+        else:
+            extremes = torch.tensor([word, -word])
+            self._reduce(self._gloo, extremes, ReduceOp.MAX, deadline)
+            _compare(word, int(extremes[0]), -int(extremes[1]))
 
-    def mean_(self, tensor: torch.Tensor, seconds: float) -> None:
-        """Write the mean over the group into the tensor. Members have agreed on its shape."""
+    def mean_(self, tensor: torch.Tensor, deadline: float) -> None:
+        """Write the mean over the group into the tensor.
+
+        Raises:
+            BrokenGroup: a member has failed, or is gone.
+            ValueError: the members' tensors are of different shapes or types.
+        """
+        word = zlib.crc32(repr((tuple(tensor.shape), tensor.dtype, tensor.device.type)).encode())
         data = tensor.detach()
         by_nccl = data.is_cuda and self._owns_gpus
-        carrier = data if by_nccl and data.is_contiguous() else data.contiguous()
+        carrier = data.contiguous()
         if not by_nccl:
             carrier = carrier.cpu()
-        self._reduce(self._nccl_group(seconds) if by_nccl else self._gloo, carrier, ReduceOp.SUM, seconds)
-        carrier /= self.size
+        if by_nccl or self._shared is None:
+            self.agree(word, deadline)
+            self._reduce(self._nccl_group(deadline) if by_nccl else self._gloo, carrier, ReduceOp.SUM, deadline)
+            carrier /= self.size
+        else:
+            try:
+                words = self._shared.mean_(carrier, word, deadline)
+            except PeerGone as error:
+                raise BrokenGroup(str(error)) from error
+            _compare(word, max(words), min(words))
         if carrier.data_ptr() != data.data_ptr():
             data.copy_(carrier)
 
-    def _reduce(self, backend: _Backend, tensor: torch.Tensor, operation: ReduceOp.RedOpType, seconds: float) -> None:
-        limit = timedelta(seconds=max(seconds, 0.001))
+    def close(self) -> None:
+        """Leave; the others find the group broken."""
+        if self._shared is not None:
+            self._shared.close()
+
+    def _reduce(
+        self, backend: _Backend | None, tensor: torch.Tensor, operation: ReduceOp.RedOpType, deadline: float
+    ) -> None:
+        assert backend is not None
+        limit = timedelta(seconds=max(deadline - time.monotonic(), 0.001))
         options = AllreduceOptions()
         options.reduceOp, options.timeout = operation, limit  # type: ignore[assignment]
         try:
@@ -153,11 +242,12 @@ class Group:
         except RuntimeError as error:
             raise BrokenGroup(str(error)) from error
 
-    def _nccl_group(self, seconds: float) -> _Backend:
+    def _nccl_group(self, deadline: float) -> _Backend:
         if self._nccl is None:
             options = torch.distributed.ProcessGroupNCCL.Options()
+            seconds = max(deadline - time.monotonic(), 0.001)
             options._timeout = timedelta(seconds=seconds)
-            store = PrefixStore("nccl", self._store)
+            store = PrefixStore("nccl", _connect(self._address, self._group_id, seconds))
             self._nccl = cast(_Backend, torch.distributed.ProcessGroupNCCL(store, self.rank, self.size, options))
         return self._nccl
 
@@ -177,23 +267,21 @@ def run_averaging(steps: Iterator[torch.Tensor], group: Group | None, deadline: 
     while True:
         try:
             tensor = next(steps)
-            word = zlib.crc32(repr((tuple(tensor.shape), tensor.dtype, tensor.device.type)).encode())
         except StopIteration as end:
             if group is not None:
-                group.agree(_END, deadline - time.monotonic())
+                group.agree(_END, deadline)
             return end.value
         except Exception:
             announce_failure(group, deadline)
             raise
         if group is not None:
-            group.agree(word, deadline - time.monotonic())
-            group.mean_(tensor, deadline - time.monotonic())
+            group.mean_(tensor, deadline)
 
 
 def announce_failure(group: Group | None, deadline: float) -> None:
     """Let the others go instead of waiting for a member that has failed."""
     if group is not None:
         try:
-            group.agree(_FAILED, deadline - time.monotonic())
+            group.agree(_FAILED, deadline)
         except (BrokenGroup, ValueError):
             return

@@ -75,17 +75,18 @@ class Group:
     Attributes:
         number: its name among the hosts.
         lives: the members.
-        address_ref: Ray's reference to the store's address.
-        address, opened_at: the same, once it is there, and when that was.
+        arrivals: Ray's references to where each member can be met.
+        arrived: when each member has said so.
+        address: of the first member's store, once it is there.
         has_met: whether they have averaged before, so that nobody waits in the store any more.
         is_lost: whether a member is dead.
     """
 
     number: int
     lives: tuple[Life, ...]
-    address_ref: object = None
+    arrivals: list[object] = field(default_factory=list)
+    arrived: dict[Life, float] = field(default_factory=dict)
     address: str | None = None
-    opened_at: float | None = None
     has_met: bool = False
     is_lost: bool = False
 

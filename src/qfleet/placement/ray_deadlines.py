@@ -64,7 +64,9 @@ class Deadlines:
             group = meeting.group
             if not all(member.is_built for member in group.lives):
                 return now + self._role_timeout  # the one that is still being built is watched itself
-            if life is not group.lives[0]:
-                # Before the first member has opened the store, it is that one which is waited for.
-                start = max(start, now if group.opened_at is None else group.opened_at)
+            # Nobody's call begins before all have arrived; whoever has not is waited for, and watched, itself.
+            if len(group.arrived) == len(group.lives):
+                start = max(start, *group.arrived.values())
+            elif life in group.arrived:
+                return now + self._role_timeout
         return start + self._role_timeout

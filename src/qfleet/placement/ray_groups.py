@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 from qfleet.placement.collective import break_group
 from qfleet.placement.ray_calls import Group, Life
@@ -31,8 +32,11 @@ class Groups:
         if group is None:
             group = Group(next(self._numbers), lives)
             if len(lives) > 1:
-                group.address_ref = lives[0].actor.open_store.remote()
-                self._listen(group.address_ref, self._on_opened, group)
+                group.arrivals = [life.actor.arrive.remote(group.number, life is lives[0]) for life in lives]
+                for life, arrival in zip(lives, group.arrivals, strict=True):
+                    self._listen(arrival, self._on_arrived, (group, life))
+            else:
+                group.arrived = dict.fromkeys(lives, 0.0)
             if len(self._formed) >= MAX_GROUPS:
                 self.forget(next(iter(self._formed.values())))
         self._formed[lives] = group
@@ -52,10 +56,13 @@ class Groups:
             group.is_lost = True
             _tell_those_who_wait(group)
 
-    def _on_opened(self, group: Group, address: object, error: BaseException | None, at: float) -> None:
-        if isinstance(address, str):
-            group.address, group.opened_at = address, at
-            _tell_those_who_wait(group)
+    def _on_arrived(self, place: tuple[Group, Life], arrival: Any, error: BaseException | None, at: float) -> None:
+        group, life = place
+        if error is None:
+            group.arrived[life] = at
+            if life is group.lives[0]:
+                group.address = arrival.store
+                _tell_those_who_wait(group)
 
 
 def _tell_those_who_wait(group: Group) -> None:

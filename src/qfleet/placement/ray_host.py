@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ray import cloudpickle, get_runtime_context
 from ray.util import get_node_ip_address
@@ -26,7 +26,7 @@ from qfleet.types import Receipt, Reply
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import TCPStore
 
-    from qfleet.placement.collective import Group
+    from qfleet.placement.collective import Arrival, Door, Group
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class Ticket:
         group_id, rank, size: which group, which member, of how many.
         seconds: for the whole call.
         owns_gpus: see Group in collective.py.
-        num_awaited: how many of the values come only to say that another member is built.
+        num_arrivals: how many of the values say where the members meet: all at a group's first calls, then none.
         dropped: groups that are no more.
     """
 
@@ -90,7 +90,7 @@ class Ticket:
     size: int
     seconds: float
     owns_gpus: bool
-    num_awaited: int
+    num_arrivals: int
     dropped: tuple[int, ...] = ()
 
 
@@ -101,6 +101,7 @@ class Host:
         self._role: object = None
         self._failure: Raised | None = None
         self._groups: dict[int, Group] = {}
+        self._doors: dict[int, Door] = {}
         self._lost_groups: set[int] = set()
         self._store: tuple[TCPStore, str] | None = None
 
@@ -132,29 +133,28 @@ class Host:
         except Exception as error:
             return (*[None] * num_parts, Answer(raised=describe(error)))
 
-    def open_store(self) -> str:
-        """Where the members of groups that this role is the first of find each other: "ip:port"."""
-        from qfleet.placement.collective import open_store
+    def arrive(self, group_id: int, is_first: bool) -> Arrival:
+        """Say where the other members of a group can meet this one."""
+        from qfleet.placement.collective import Door, open_store
 
-        if self._store is None:
+        if is_first and self._store is None:
             self._store = open_store(get_node_ip_address())
-        return self._store[1]
+        door = self._doors[group_id] = Door(self._store[1] if is_first and self._store is not None else "")
+        return door.arrival
 
-    def reduce(
-        self, ticket: Ticket, address: str | None, layout: tuple[int, ...], method: str, *values: object
-    ) -> tuple[object, ...]:
+    def reduce(self, ticket: Ticket, layout: tuple[int, ...], method: str, *values: object) -> tuple[object, ...]:
         """role.method(*values), a generator, in step with the other members of its group."""
         from qfleet.placement.collective import BrokenGroup, announce_failure, run_averaging
 
         deadline = time.monotonic() + ticket.seconds
         group = None
         try:
-            group = self._join(ticket, address)
+            group = self._join(ticket, values[: ticket.num_arrivals])
             if self._failure is not None:
                 announce_failure(group, deadline)
                 return None, Answer(raised=self._failure)
             try:
-                steps = getattr(self._role, method)(*arrange(layout, values[ticket.num_awaited :]))
+                steps = getattr(self._role, method)(*arrange(layout, values[ticket.num_arrivals :]))
                 iter(steps)
             except Exception:
                 announce_failure(group, deadline)
@@ -162,7 +162,7 @@ class Host:
             return _split(run_averaging(steps, group, deadline), 1)
         except BrokenGroup:
             self._lost_groups.add(ticket.group_id)
-            self._groups.pop(ticket.group_id, None)
+            self._leave(ticket.group_id)
             return None, Answer(is_broken=True)
         except Exception as error:
             return None, Answer(raised=describe(error))
@@ -173,28 +173,35 @@ class Host:
         if close is not None:
             close()
 
-    def _join(self, ticket: Ticket, address: str | None) -> Group | None:
+    def _join(self, ticket: Ticket, arrivals: Sequence[object]) -> Group | None:
         from qfleet.placement.collective import BrokenGroup, Group
 
         for group_id in ticket.dropped:
-            self._groups.pop(group_id, None)
+            self._leave(group_id)
             self._lost_groups.discard(group_id)
         if ticket.size == 1:
             return None
         if ticket.group_id in self._lost_groups:
             raise BrokenGroup("it broke before")
         if ticket.group_id not in self._groups:
-            assert address is not None
             self._groups[ticket.group_id] = Group(
                 ticket.group_id,
                 ticket.rank,
-                ticket.size,
-                address,
+                self._doors.pop(ticket.group_id),
+                cast("list[Arrival]", list(arrivals)),
                 get_node_ip_address(),
                 ticket.seconds,
                 ticket.owns_gpus,
             )
         return self._groups[ticket.group_id]
+
+    def _leave(self, group_id: int) -> None:
+        group = self._groups.pop(group_id, None)
+        if group is not None:
+            group.close()
+        door = self._doors.pop(group_id, None)
+        if door is not None:
+            door.close()
 
 
 def arrange(layout: tuple[int, ...], values: Sequence[object]) -> list[object]:
