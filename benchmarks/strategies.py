@@ -1,11 +1,12 @@
 """Samples trained on per second by two workers that communicate, beside two serial copies that do not.
 
-On the ray engine, parameter_server (async, two pushes in flight, sync) and all_reduce; the two copies are two serial
-runs at the same time, counted over the window that they share. What is lost against them is the cost of being
-distributed. Environments cost next to nothing here: 256 samples per insert. Asked: 0.80 of the copies at batch 1,024.
+On the ray engine, parameter_server (async; two pushes in flight; pushes of 16 local steps; sync) and all_reduce. The
+two copies are two serial runs at the same time, counted over the window that they share; what is lost against them is
+the cost of being distributed. Environments cost next to nothing here: 256 samples per insert. Asked: 0.80 of the
+copies at batch 1,024.
 
-    python benchmarks/fleet_throughput.py --batch-sizes 64 256 1024 4096 --seeds 3 --out fleet-throughput.md
-    python benchmarks/fleet_throughput.py --one "all_reduce" --batch-size 1024 --seed 0
+    python benchmarks/strategies.py --batch-sizes 64 256 1024 4096 --seeds 3 --out strategies.md
+    python benchmarks/strategies.py --one "all_reduce" --batch-size 1024 --seed 0
 """
 
 from __future__ import annotations
@@ -36,15 +37,18 @@ from harness import (
     write_page,
 )
 
-RECIPE = Path(__file__).parent / "recipes" / "fleet_throughput.toml"
+RECIPE = Path(__file__).parent / "recipes" / "strategies.toml"
 NUM_WORKERS = 2
 COPIES, COPY = "two serial copies", "serial"
-FLEET = {"engine": "ray", "strategy.num_workers": NUM_WORKERS}
+COLLECT = {"strategy.collect_steps": 8}
+FLEET = COLLECT | {"engine": "ray", "strategy.num_workers": NUM_WORKERS}
 SYSTEMS: dict[str, dict[str, object]] = {
-    COPY: {"strategy": "serial", "engine": "inline"},
+    COPY: COLLECT | {"strategy": "serial", "engine": "inline"},
     "parameter_server async": FLEET | {"strategy": "parameter_server", "strategy.wait": "async"},
     "parameter_server async, 2 in flight": FLEET
     | {"strategy": "parameter_server", "strategy.wait": "async", "strategy.in_flight": 2},
+    "parameter_server async, 16 local steps": FLEET
+    | {"strategy": "parameter_server", "strategy.wait": "async", "strategy.local_steps": 16},
     "parameter_server sync": FLEET | {"strategy": "parameter_server", "strategy.wait": "sync"},
     "all_reduce": FLEET | {"strategy": "all_reduce"},
 }
@@ -290,7 +294,7 @@ def main() -> None:
     if args.one is not None:
         print(json.dumps(measure_copies(args) if args.one == COPIES else measure(args)))
         return
-    record = record_beside(args.out, "fleet-throughput.jsonl")
+    record = record_beside(args.out, "strategies.jsonl")
     names = [COPIES, *args.systems]
     for batch_size in args.batch_sizes:
         run_systems([system(name, batch_size, args) for name in names], record, describe, args.timeout_s)
