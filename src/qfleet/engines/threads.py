@@ -16,8 +16,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass, field
-from queue import Empty, SimpleQueue
+from queue import Empty
 
 import torch
 
@@ -36,6 +35,7 @@ from qfleet.engines.base import (
     split_answer,
 )
 from qfleet.errors import QfleetError, RoleDied, ValueLost
+from qfleet.placement.thread_calls import Call, Group, Lane, Life, Lost
 from qfleet.types import Receipt
 
 ANYWHERE = Placement()
@@ -53,69 +53,6 @@ class Config(EngineConfig):
     role_timeout: PositiveFloat = 300.0
 
 
-class _Lost(ValueLost):
-    """The engine's own, which a ValueLost that a role raises must not pass for."""
-
-
-@dataclass(slots=True, eq=False)
-class _Lane:
-    done: SimpleQueue[_Call] = field(default_factory=SimpleQueue)
-    num_open: int = 0  # calls that `wait` has yet to hand out
-
-
-@dataclass(slots=True, eq=False)
-class _Life:
-    """One incarnation of a role, and its thread."""
-
-    name: str
-    build: Callable[..., object]
-    args: tuple[object, ...]
-    incarnation: int = 0
-    is_dead: bool = False
-    inbox: SimpleQueue[_Call | None] = field(default_factory=SimpleQueue)
-    open: dict[_Call, None] = field(default_factory=dict)  # its calls that `wait` has yet to hand out
-    thread: threading.Thread | None = None
-    built: object = None
-    failure: BaseException | None = None  # why it could not be built
-
-
-@dataclass(slots=True, eq=False)
-class _Group:
-    """An all-reduce under way; `condition` holds the engine's lock."""
-
-    names: list[str]  # the group's order, which is that of the sum
-    condition: threading.Condition
-    standing: dict[str, torch.Tensor | None] = field(default_factory=dict)  # None: its generator ended
-    turn: int = 0
-    is_averaging: bool = False
-    broken_by: str | None = None
-
-    def break_by(self, name: str) -> None:
-        """Release those that wait; the lock is held."""
-        if self.broken_by is None:
-            self.broken_by = name
-            self.condition.notify_all()
-
-    def check(self) -> None:
-        if self.broken_by is not None:
-            raise _Lost(self.broken_by)
-
-
-@dataclass(slots=True, eq=False)
-class _Call:
-    """`is_over` once it has its one outcome, which reaches the future when `wait` hands it out."""
-
-    future: Future
-    args: tuple[object, ...]
-    life: _Life
-    lane: _Lane
-    group: _Group | None = None
-    receipt: Receipt | None = None
-    payload: object = None
-    error: BaseException | None = None
-    is_over: bool = False
-
-
 class Engine(InProcess):
     """Runs each role in a thread of its own; its calls run in the order in which they were submitted.
 
@@ -130,9 +67,9 @@ class Engine(InProcess):
         self.config = config
         self._start = time.monotonic()
         self._lock = threading.Lock()
-        self._lives: dict[str, _Life] = {}
-        self._former: list[_Life] = []  # killed; their threads end when the call that they are in returns
-        self._lanes: dict[str, _Lane] = {}
+        self._lives: dict[str, Life] = {}
+        self._former: list[Life] = []  # killed; their threads end when the call that they are in returns
+        self._lanes: dict[str, Lane] = {}
         # What runs now, the oldest first: (its start, role, method) by life; the build under way by "build".
         self._running: OrderedDict[object, tuple[float, str, str]] = OrderedDict()
         self._stuck: set[str] = set()  # roles that `wait` has given up on
@@ -141,7 +78,7 @@ class Engine(InProcess):
         """Start the role's thread, which builds it."""
         if name in self._lives:
             raise ValueError(f"role {name} exists already")
-        self._begin(_Life(name, build, args))
+        self._begin(Life(name, build, args))
         return RoleRef(name)
 
     def submit(self, role: RoleRef, method: str, *args: object, lane: str = "training", num_parts: int = 1) -> Future:
@@ -154,7 +91,7 @@ class Engine(InProcess):
     ) -> list[Future]:
         """Put a call into each member's inbox; the last member to yield takes the mean, in the group's order."""
         check_group(group, method, args)
-        shared = _Group([role.name for role in group], threading.Condition(self._lock))
+        shared = Group([role.name for role in group], threading.Condition(self._lock))
         return [self._queue(role, method, own, lane, 1, shared) for role, own in zip(group, args, strict=True)]
 
     def wait(self, timeout: float | None = None, lane: str = "training") -> Future | None:
@@ -214,7 +151,7 @@ class Engine(InProcess):
         self.kill(role)
         self._former = [former for former in self._former if former.thread is not None and former.thread.is_alive()]
         self._former.append(life)
-        self._begin(_Life(life.name, life.build, life.args, life.incarnation + 1))
+        self._begin(Life(life.name, life.build, life.args, life.incarnation + 1))
 
     def incarnation(self, role: RoleRef) -> int:
         """How often the role was respawned."""
@@ -242,7 +179,7 @@ class Engine(InProcess):
 
     # The coordinator's side.
 
-    def _begin(self, life: _Life) -> None:
+    def _begin(self, life: Life) -> None:
         self._lives[life.name] = life
         thread_name = f"{life.name}.{life.incarnation}"
         life.thread = threading.Thread(target=self._live, args=(life,), name=thread_name, daemon=True)
@@ -255,12 +192,12 @@ class Engine(InProcess):
         args: tuple[object, ...],
         name: str,
         num_parts: int,
-        group: _Group | None = None,
+        group: Group | None = None,
     ) -> Future:
-        lane = self._lanes.setdefault(name, _Lane())
-        life = self._lives.get(role.name) or _Life(role.name, RoleRef, (), is_dead=True)
+        lane = self._lanes.setdefault(name, Lane())
+        life = self._lives.get(role.name) or Life(role.name, RoleRef, (), is_dead=True)
         future = Future(role, method, name, life.incarnation, num_parts)
-        call = _Call(future, args, life, lane, group)
+        call = Call(future, args, life, lane, group)
         with self._lock:
             lane.num_open += 1
             life.open[call] = None
@@ -270,7 +207,7 @@ class Engine(InProcess):
                 life.inbox.put(call)
         return future
 
-    def _hand_out(self, call: _Call) -> bool:
+    def _hand_out(self, call: Call) -> bool:
         """Complete its future, unless it was dropped meanwhile."""
         with self._lock:
             if call not in call.life.open:
@@ -296,13 +233,13 @@ class Engine(InProcess):
             )
         return started + self.config.role_timeout
 
-    def _end(self, life: _Life) -> None:
+    def _end(self, life: Life) -> None:
         """No further call of this life runs, and the one that does is off the clock; the lock is held."""
         life.is_dead = True
         self._running.pop(life, None)
         life.inbox.put(None)
 
-    def _drop(self, life: _Life) -> None:
+    def _drop(self, life: Life) -> None:
         del self._lives[life.name]
         with self._lock:
             self._end(life)
@@ -313,7 +250,7 @@ class Engine(InProcess):
                     call.group.break_by(life.name)
             life.open.clear()
 
-    def _join(self, lives: Iterable[_Life]) -> None:
+    def _join(self, lives: Iterable[Life]) -> None:
         deadline = time.monotonic() + GRACE_SECONDS
         for life in lives:
             if life.thread is not None and life.name not in self._stuck:
@@ -321,7 +258,7 @@ class Engine(InProcess):
 
     # The roles' side.
 
-    def _live(self, life: _Life) -> None:
+    def _live(self, life: Life) -> None:
         """A role's thread, from its building to its close."""
         with _BUILDING:
             with self._lock:
@@ -339,7 +276,7 @@ class Engine(InProcess):
         if close is not None:
             close()
 
-    def _run(self, call: _Call) -> None:
+    def _run(self, call: Call) -> None:
         life, future = call.life, call.future
         with self._lock:
             if call.is_over:
@@ -354,12 +291,12 @@ class Engine(InProcess):
             try:
                 values = local_values(call.args)
             except ValueLost as lost:
-                raise _Lost(lost.producer) from None
+                raise Lost(lost.producer) from None
             answer = getattr(life.built, future.method)(*values)
             if call.group is not None:
                 answer = self._meet(call, call.group, answer)
             receipt, payload = split_answer(answer, future.num_parts)
-        except _Lost as lost:
+        except Lost as lost:
             error = ValueLost(lost.producer)
         except BaseException as raised:  # SystemExit too: it is the role's failure, not the run's end
             error = call_failed(future, raised)
@@ -368,10 +305,10 @@ class Engine(InProcess):
             if not call.is_over:
                 self._finish(call, receipt, payload, error)
 
-    def _start_clock(self, call: _Call) -> None:
+    def _start_clock(self, call: Call) -> None:
         self._running[call.life] = (time.monotonic(), call.life.name, call.future.method)
 
-    def _finish(self, call: _Call, receipt: Receipt | None, payload: object, error: BaseException | None) -> None:
+    def _finish(self, call: Call, receipt: Receipt | None, payload: object, error: BaseException | None) -> None:
         """Give the call its outcome; the lock is held."""
         call.receipt, call.payload, call.error = receipt, payload, error
         call.is_over = True
@@ -379,7 +316,7 @@ class Engine(InProcess):
         if call.group is not None and error is not None:
             call.group.break_by(call.life.name)
 
-    def _meet(self, call: _Call, group: _Group, steps: object) -> object:
+    def _meet(self, call: Call, group: Group, steps: object) -> object:
         """A member's side of an all-reduce; its answer."""
         assert isinstance(steps, Generator), f"{call.life.name}.{call.future.method} is no generator"
         try:
@@ -393,7 +330,7 @@ class Engine(InProcess):
         finally:
             steps.close()
 
-    def _arrive(self, call: _Call, group: _Group, tensor: torch.Tensor | None) -> None:
+    def _arrive(self, call: Call, group: Group, tensor: torch.Tensor | None) -> None:
         """Return once all members have yielded and the mean is in their tensors, or once all have ended."""
         with group.condition:
             group.check()
