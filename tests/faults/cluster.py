@@ -4,7 +4,8 @@
     remove ID                 ends a node without warning
     free [ID]                 answers the CPUs that a node, or all of them, have left
 
-Started by test_ray_runs.py, in a folder that holds none of the user's code.
+The first node's CPUs and resources are this script's arguments; GPU=2 gives it made-up GPUs, client=10001 a server for
+ray:// addresses. Started by test_ray_runs.py, in a folder that holds none of the user's code.
 """
 
 from __future__ import annotations
@@ -20,7 +21,12 @@ def amounts(words: list[str]) -> dict[str, float]:
 
 
 def main() -> None:
-    head = {"num_cpus": int(sys.argv[1]), "resources": amounts(sys.argv[2:]), "include_dashboard": False}
+    resources = amounts(sys.argv[2:])
+    head = {"num_cpus": int(sys.argv[1]), "include_dashboard": False}
+    for name, option in (("GPU", "num_gpus"), ("client", "ray_client_server_port")):
+        if name in resources:
+            head[option] = int(resources.pop(name))
+    head["resources"] = resources
     cluster = Cluster(initialize_head=True, head_node_args=head)
     nodes = {}
     ray.init(address=cluster.address, log_to_driver=False)

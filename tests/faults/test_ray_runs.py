@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -260,6 +261,44 @@ def test_a_wrong_token_is_told_as_one(make_nodes: MakeNodes, user: Path, tmp_pat
     wrong = run(user, *words, "--run-dir", str(tmp_path / "wrong"), **{**token, "RAY_AUTH_TOKEN": "fedcba98" * 8})
     assert_one_line(wrong, 2, nodes.address, "RAY_AUTH_TOKEN")
     assert not (tmp_path / "wrong").exists()
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("strategy", ["parameter_server", "all_reduce"])
+def test_a_cluster_is_joined_through_its_client_server(
+    make_nodes: MakeNodes, user: Path, tmp_path: Path, strategy: str
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    nodes = make_nodes(4, f"client={port}")
+    nodes.address = f"ray://127.0.0.1:{port}"
+    package, notes = user / "my_package", tmp_path / "notes"
+    package.mkdir()
+    (user / "my_envs.py").rename(package / "__init__.py")
+    words = train("my_package:MyEnv", nodes, strategy, strategy__num_workers=2)
+    words += ["--set", f'env.kwargs={{notes="{notes}"}}', "--set", f'engine.py_modules=["{package}"]']
+    code, _, err = run(user, *words, "--max-env-steps", "600", "--quiet", "--run-dir", str(tmp_path / "run"))
+    assert code == 0, err
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["num_env_steps"] >= 600
+    assert summary["num_updates"] > 0
+    homes = set(notes.read_text().split())
+    assert any(not home.startswith(str(user)) for home in homes), "the package has travelled to the cluster"
+
+
+@pytest.mark.faults
+def test_workers_are_placed_by_the_gpus_that_they_ask_for(make_nodes: MakeNodes, user: Path, tmp_path: Path) -> None:
+    nodes = make_nodes(6, "GPU=2")
+    words = [
+        *train("CartPole-v1", nodes, strategy__worker_gpus=1, device="cpu", engine__placement_timeout=7),
+        "--quiet",
+    ]
+    words += ["--max-env-steps", "400", "--run-dir"]
+    three = run(user, *words, str(tmp_path / "three"), "--workers", "3")
+    assert_one_line(three, 1, "asks for 1 CPU, 1 GPU", "2 GPU (0 free)")
+    code, _, err = run(user, *words, str(tmp_path / "two"), "--workers", "2")
+    assert code == 0, err
 
 
 WATCHED = """

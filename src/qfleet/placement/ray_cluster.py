@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Literal, Protocol
 
 import ray
+import ray.util.client
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from qfleet.errors import UsageError
@@ -203,8 +204,11 @@ class Cluster:
         return all(resources.get(name, 0.0) + 1e-9 >= amount for name, amount in self._wanted(request).items())
 
     def _free(self) -> dict[str, dict[str, float]]:
-        """What each node has left, by node id."""
-        free: dict[str, dict[str, float]] = ray._private.state.available_resources_per_node()
+        """What each node has left, by node id. Through ray:// only a process of the cluster knows."""
+        if not ray.util.client.ray.is_connected():
+            return _free_by_node()
+        asked = ray.remote(num_cpus=0, max_retries=0)(_free_by_node).remote()
+        free: dict[str, dict[str, float]] = ray.get(asked, timeout=_GRACE_SECONDS)
         return free
 
     def close(self) -> None:
@@ -214,6 +218,11 @@ class Cluster:
         ray.shutdown()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _free_by_node() -> dict[str, dict[str, float]]:
+    free: dict[str, dict[str, float]] = ray._private.state.available_resources_per_node()
+    return free
 
 
 def versions() -> dict[str, str]:
