@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -221,6 +222,44 @@ def test_a_detached_run_takes_the_users_code_along_and_is_found_again(
     assert (code, summary["stop_reason"]) == (0, "max_env_steps")
     assert summary == json.loads((run_dir / "summary.json").read_text())
     assert float(nodes.order("free")) == 4.0, "nothing of it is left on the cluster"
+
+
+def coordinators() -> set[int]:
+    """Processes of Ray's that hold a detached run."""
+    found = set()
+    for folder in Path("/proc").iterdir():
+        try:
+            words = (folder / "cmdline").read_bytes() if folder.name.isdigit() else b""
+        except OSError:
+            continue
+        if words.startswith(b"ray::Coordinator"):
+            found.add(int(folder.name))
+    return found
+
+
+@pytest.mark.faults
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds processes in /proc")
+def test_a_detached_run_whose_coordinator_is_killed_names_its_checkpoint(
+    make_nodes: MakeNodes, user: Path, tmp_path: Path
+) -> None:
+    nodes, run_dir, others = make_nodes(4), tmp_path / "run", coordinators()
+    words = train("CartPole-v1", nodes, strategy__num_workers=2)
+    code, _, err = run(user, *words, "--max-env-steps", "1000000", "--run-dir", str(run_dir), "--detach")
+    assert code == 0, err
+    deadline = time.monotonic() + 60
+    while not list((run_dir / "checkpoints").glob("manifest-*.json")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    (pid,) = coordinators() - others
+    watching = start(user, "attach", str(run_dir), "--quiet")
+    os.kill(pid, signal.SIGKILL)
+    told = ("its coordinator is gone without a word", f"qfleet train --resume {run_dir} --detach")
+    assert_one_line(finish(watching), 1, *told)
+    assert_one_line(run(user, "attach", str(run_dir), "--quiet"), 1, *told)
+    code, _, err = run(user, "train", "--resume", str(run_dir), "--max-env-steps", "1000", "--detach")
+    assert code == 0, err
+    code, _, err = run(user, "attach", str(run_dir), "--quiet")
+    assert code == 0, err
+    assert float(nodes.order("free")) == 4.0, "its roles went with it"
 
 
 @pytest.mark.faults
