@@ -70,7 +70,9 @@ def test_each_algorithm_with_each_strategy(
     assert [one.label for one in plan("serial,all_reduce", algos="dqn").variants] == ["serial", "all_reduce"]
     folder = tmp_path_factory.mktemp("algos")
     (folder / "other_dqn.py").write_text(
-        'from qfleet.algos import dqn\nclass Config(dqn.Config):\n    name: str = "other_dqn"\nAlgorithm = dqn.Algorithm\n'
+        "from qfleet.algos import dqn\n"
+        'class Config(dqn.Config):\n    name: str = "other_dqn"\n'
+        "Algorithm = dqn.Algorithm\n"
     )
     monkeypatch.setattr(qfleet.algos, "__path__", [*qfleet.algos.__path__, str(folder)])
     made = plan("serial,all_reduce", algos="dqn,other_dqn")
@@ -102,7 +104,10 @@ def test_values_of_settings_are_toml_or_text() -> None:
 
 
 WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
-    "unknown strategy": ({"strategies": "serial,paramter_server"}, ["paramter_server", "did you mean parameter_server"]),
+    "unknown strategy": (
+        {"strategies": "serial,paramter_server"},
+        ["paramter_server", "did you mean parameter_server"],
+    ),
     "nothing between commas": ({"strategies": "serial,,all_reduce"}, ["--strategies", "commas"]),
     "no setting": ({"strategies": "parameter_server:async"}, ["'async' is no setting", "key=value"]),
     "unknown setting": ({"strategies": "parameter_server:wiat=async"}, ["strategy.wiat", "did you mean wait"]),

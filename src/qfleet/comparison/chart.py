@@ -30,7 +30,7 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
         first, last = math.ceil(low / (step * factor) - 1e-9), math.floor(high / (step * factor) + 1e-9)
         if last - first + 1 <= most:
             break
-    return [number * step * factor for number in range(first, last + 1)]
+    return [float(f"{number * step * factor:.12g}") for number in range(first, last + 1)]
 
 
 def tick_label(value: float) -> str:

@@ -26,7 +26,7 @@ SIZE, DPI = (10.0, 4.3), 100
 
 def style_of(number: int) -> tuple[str, tuple[float, ...]]:
     """Colour and dashes of the variant with this number, from 0; no two of the first 28 share both."""
-    return COLORS[number % len(COLORS)], DASHES[(number + number // len(COLORS)) % len(DASHES)]
+    return COLORS[number % len(COLORS)], DASHES[number % len(DASHES)]
 
 
 def draw_picture(comparison: Comparison, folder: Path) -> Path:
