@@ -23,6 +23,7 @@ HEAVY = ("torch", "gymnasium", "numba", "matplotlib", "tensorboard")
         ((), "qfleet train CartPole-v1"),
         (("train",), "qfleet train --resume"),
         (("scale",), "qfleet scale runs/"),
+        (("compare",), "qfleet compare CartPole-v1"),
         (("evaluate",), "qfleet evaluate runs/"),
         (("recipes",), "qfleet recipes show"),
         (("recipes", "show"), "qfleet recipes show cartpole"),

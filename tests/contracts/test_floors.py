@@ -47,7 +47,7 @@ FLOORS = {
         ],
         6.0,
     ),
-    **dict.fromkeys(["evaluation", "report", "export", "serving", "planning", "cloud", "tuning"], 7.0),
+    **dict.fromkeys(["comparison", "evaluation", "report", "export", "serving", "planning", "cloud", "tuning"], 7.0),
     "cli": 8.0,
     "__main__": 9.0,
 }

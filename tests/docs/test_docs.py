@@ -21,6 +21,7 @@ import typer
 
 import qfleet
 from qfleet.cli.main import app
+from qfleet.comparison.plan import Request, make_plan
 from qfleet.recipe import (
     PLUGIN_SECTIONS,
     build_config,
@@ -201,8 +202,18 @@ def parse_qfleet(args: list[str]) -> None:
         assert not args, f"{name} has no command {args[0]}"
     if name == "train":
         check_training(context.params)
+    if name == "compare":
+        check_comparison(context.params)
     if name == "show":
         find_recipe(context.params["name"])
+
+
+def check_comparison(params: dict[str, Any]) -> None:
+    """A `qfleet compare` would pass its own checks; nothing runs."""
+    env = "CartPole-v1" if params["env"] == "ENV" else params["env"]
+    overrides = dict(parse_override(text) for text in params["settings"] or [])
+    names = ("algos", "seeds", "budget", "engine", "recipe", "workers")
+    make_plan(Request(env, params["strategies"], *(params[name] for name in names), overrides), Path("nowhere"))
 
 
 def check_training(params: dict[str, Any]) -> None:
@@ -228,6 +239,8 @@ def check_training(params: dict[str, Any]) -> None:
         "qfleet train CartPole-v1 --algo decoy",
         "qfleet train CartPole-v1 --recipe decoy",
         "qfleet recipes show decoy",
+        "qfleet compare CartPole-v1 --strategies serial,decoy",
+        "qfleet compare CartPole-v1 --strategies parameter_server:wait=decoy",
         "qfleet decoy",
         "qfleet evaluate",
         "make decoy",
