@@ -155,7 +155,7 @@ def make_blueprint(config: RunConfig, spec: EnvSpec, device: str = "cpu") -> Blu
         algo_name=config.algo.name,
         algo=config.algo,
         network=config.network,
-        replay=config.replay,
+        replay=config.pace,
         seed=config.seed,
         device=device,
     )

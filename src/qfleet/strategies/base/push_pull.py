@@ -198,8 +198,8 @@ class PushPull:
             # It acts on its own pushes merged, but for those that the rules let it run ahead by.
             may_lack = rules.in_flight - 1 if not rules.is_mean or rules.bound is None else rules.bound
             if is_free and not member.num_calls and member.num_unmerged <= may_lack:
-                progress = self.control.counters.progress()
-                self._submit(_Job(member, "collect"), "collect_with", progress, self.config.collect_steps)
+                num_steps = self.blueprint.vector_steps(self.config.collect_steps)
+                self._submit(_Job(member, "collect"), "collect_with", self.control.counters.progress(), num_steps)
             return
         if not rules.is_mean and member.num_unmerged >= rules.in_flight:
             return
@@ -334,7 +334,7 @@ class PushPull:
         receipt = Receipt(
             version=self.servers.version,
             num_updates=merge.num_updates if num_pushes else 0,
-            num_samples=num_pushes * self.updates_per_push * self.blueprint.algo.batch_size,
+            num_samples=num_pushes * self.updates_per_push * self.blueprint.batch_size,
             lags={"staleness": merge.staleness},
         )
         counters.add(receipt)
@@ -356,9 +356,11 @@ class PushPull:
     def _lost(self, job: _Job, loss: Loss) -> Iterator[Event]:
         """A worker's call gave nothing: give back what it had reserved, and its owner a new life where it died."""
         member = job.member
-        if job.kind == "push":
+        if job.ticket is not None:
             member.num_unmerged -= 1
-            member.pace.release(self.updates_per_push)
+            is_of_a_dead_life = job.ticket.incarnation < self.engine.incarnation(member.ref)
+            if not (is_of_a_dead_life and self.blueprint.learns_from_rollouts):  # whose rollout is lost too
+                member.pace.release(self.updates_per_push)
         if loss.is_let_go:
             yield self._let_go(member, ": there is no room for it")
             return
