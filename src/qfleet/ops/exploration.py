@@ -40,3 +40,15 @@ def epsilon_greedy(
     if action_mask_EA is None:
         return np.where(explore_E, generator.integers(num_actions, size=num_rows), actions_E)
     return np.where(explore_E, random_legal(num_actions, action_mask_EA, generator), actions_E)
+
+
+def sample_policy(policy_EA: FloatArray, generator: np.random.Generator) -> IntArray:
+    """One action a row, each as often as its probability says; never one of probability 0. float [E, A] -> int64 [E].
+
+    Rows need not add up to exactly 1. Draws one number a row.
+    """
+    assert policy_EA.ndim == 2
+    cumulative_EA = policy_EA.cumsum(axis=1, dtype=np.float64)
+    threshold_E = generator.random(len(policy_EA)) * cumulative_EA[:, -1]
+    actions_E: IntArray = (cumulative_EA > threshold_E[:, None]).argmax(axis=1)
+    return actions_E
