@@ -1,7 +1,7 @@
-"""The values that travel between floors: environment facts, transitions, samples, snapshots.
+"""The values that travel between floors: environment facts, transitions, rollouts, samples, snapshots.
 
 Arrays are batched: the first axis is the batch (N or B transitions, E environments). O stands for the
-observation's own dimensions, A for the number of actions. Floor 0: imports nothing of qfleet.
+observation's own dimensions, A for the number of actions, T for time. Floor 0: imports nothing of qfleet.
 """
 
 from __future__ import annotations
@@ -116,6 +116,76 @@ class Sample:
     transitions: Transitions
     probabilities: npt.NDArray[np.float64]
     num_transitions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectories:
+    """One rollout: T vector steps of E environments, time first; the unit of learning without a replay.
+
+    A truncation's bootstrap is folded in when it is collected: its reward holds gamma * V(true final observation) and
+    its discount is 0. So what stands behind it is a recursion over reward, discount and value alone.
+
+    Attributes:
+        obs: [T, E, *O], what was acted on.
+        action: int64 [T, E].
+        reward: float32 [T, E].
+        discount: float32 [T, E], gamma; 0 where the episode ended at this step, and where `valid` is False.
+        valid: bool [T, E]; False where the environment only used the step to reset itself: it must weigh nothing.
+        log_prob: float32 [T, E], of the action under the behaviour policy; zeros where the algorithm has none.
+        value: float32 [T + 1, E], what the behaviour network said of each observation acted on and of the one after
+            the last step: V(s), or max_a Q(s, a).
+        last_obs: [E, *O], the observation after the last step.
+        action_mask: bool [T, E, A], True = legal at `obs`; None without masks.
+        last_action_mask: bool [E, A] at `last_obs`, or None.
+        version: of the parameters that acted.
+    """
+
+    obs: Array
+    action: IntArray
+    reward: npt.NDArray[np.float32]
+    discount: npt.NDArray[np.float32]
+    valid: BoolArray
+    log_prob: npt.NDArray[np.float32]
+    value: npt.NDArray[np.float32]
+    last_obs: Array
+    action_mask: BoolArray | None = None
+    last_action_mask: BoolArray | None = None
+    version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutBatch:
+    """B steps of a rollout with what the algorithm has made of them; rows are independent of each other.
+
+    Attributes:
+        obs: [B, *O].
+        action: int64 [B].
+        weight: float32 [B]; 0 where the environment only reset itself. Over a whole rollout the mean is 1.
+        target: float32 [B], what the value of `obs` (or of `obs` and `action`) should be.
+        advantage: float32 [B] of `action`; None for an algorithm without a policy of its own.
+        action_mask: bool [B, A], True = legal at `obs`; None without masks.
+    """
+
+    obs: Array
+    action: IntArray
+    weight: npt.NDArray[np.float32]
+    target: npt.NDArray[np.float32]
+    advantage: npt.NDArray[np.float32] | None = None
+    action_mask: BoolArray | None = None
+
+    def __len__(self) -> int:
+        return len(self.action)
+
+    def rows(self, index: IntArray | slice) -> RolloutBatch:
+        """Some of the rows; a view where `index` is a slice."""
+        return RolloutBatch(
+            obs=self.obs[index],
+            action=self.action[index],
+            weight=self.weight[index],
+            target=self.target[index],
+            advantage=None if self.advantage is None else self.advantage[index],
+            action_mask=None if self.action_mask is None else self.action_mask[index],
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from qfleet.algos.base import AlgorithmConfig, Batch, LossOutput
+from qfleet.algos.base import Batch, LearnsFrom, LossOutput, ReplayAlgorithmConfig
 from qfleet.config import PositiveFloat
 from qfleet.networks.flat import FlatNetwork
 from qfleet.networks.heads import DuelingHead, LinearHead, QNetwork
@@ -20,7 +20,7 @@ from qfleet.ops import q_learning
 from qfleet.types import EnvSpec
 
 
-class Config(AlgorithmConfig):
+class Config(ReplayAlgorithmConfig):
     """The [algo] section of a DQN recipe."""
 
     name: str = "dqn"
@@ -38,7 +38,7 @@ class Algorithm:
         config: the [algo] section.
     """
 
-    learns_from: Literal["replay", "rollouts"] = "replay"
+    learns_from: LearnsFrom = "replay"
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -89,7 +89,7 @@ class Algorithm:
             losses_B = losses_B * weights_B
             gradient_B = gradient_B * weights_B
         gradient_BA = q_learning.scatter_to_actions(gradient_B, action_B, q_values_BA.shape[1])
-        return gradient_BA, LossOutput(losses_B.mean(), error_B.abs(), value_B.mean())
+        return gradient_BA, LossOutput(losses_B.mean(), value_B.mean(), error_B.abs())
 
     @torch.no_grad()
     def priorities(self, online: FlatNetwork, target: FlatNetwork, batch: Batch) -> Tensor:

@@ -1,6 +1,7 @@
 """Actor: environments and a behaviour policy; from observations to n-step transitions, on their way to replay.
 
-Inference is one call per batch of environments; nothing here is done per transition.
+Its base class is shared with the RolloutActor (rollout_actor.py). Inference is one call per batch of environments;
+nothing here is done per transition.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from qfleet.ops.schedules import apex_epsilons, linear
 from qfleet.replay.n_step import NStepAdder
 from qfleet.roles.blueprint import Blueprint
 from qfleet.seeding import derive_generator, derive_seed, generator_state, set_generator_state
-from qfleet.types import Array, BoolArray, IntArray, Progress, Receipt, Transitions
+from qfleet.types import Array, BoolArray, EnvStep, IntArray, Progress, Receipt, Transitions
 
 
-class Actor:
-    """Steps a batch of environments with an exploring policy.
+class BaseActor:
+    """Environments, and how far their behaviour policy explores; what they give is a subclass's business.
 
     Args:
         blueprint: the run's plan.
@@ -37,30 +38,83 @@ class Actor:
         self.blueprint = blueprint
         self.name = name
         self.network = network
-        self.algorithm = blueprint.build_algorithm()
         self.envs = blueprint.build_envs()
-        self.adder = NStepAdder(self.envs.num_envs, blueprint.spec, blueprint.algo.n_step, blueprint.algo.gamma)
         self.generator = derive_generator(blueprint.seed, name, "exploration")
         self.noise_generator = torch.Generator().manual_seed(derive_seed(blueprint.seed, name, "noise"))
         self._noisy_layers = noisy_layers(network.module)
         self.envs.reset(derive_seed(blueprint.seed, name, "env"))
-        exploration = blueprint.algo.exploration
-        num_envs = self.envs.num_envs
-        all_epsilons = apex_epsilons(exploration.base, exploration.alpha, num_actors * num_envs)
-        self._own_epsilons = all_epsilons[rank * num_envs : (rank + 1) * num_envs]
-        self._mean_own_epsilon = float(np.mean(self._own_epsilons))
+        self._exploration = blueprint.algo.exploration_config
+        if self._exploration is not None:
+            num_envs = self.envs.num_envs
+            all_epsilons = apex_epsilons(self._exploration.base, self._exploration.alpha, num_actors * num_envs)
+            self._own_epsilons = all_epsilons[rank * num_envs : (rank + 1) * num_envs]
+            self._mean_own_epsilon = float(np.mean(self._own_epsilons))
 
     def epsilon(self, progress: Progress) -> float | np.ndarray:
         """The exploration rate now: a number, or float64 [E] with per-environment epsilons."""
-        exploration = self.blueprint.algo.exploration
+        exploration = self._exploration
+        if exploration is None:
+            return 0.0
         if exploration.kind == "schedule":
             return linear(exploration.start, exploration.end, exploration.decay_env_steps, progress.num_env_steps)
         return self._own_epsilons if exploration.kind == "per_env" else 0.0
 
-    def mean_epsilon(self, progress: Progress) -> float:
-        """The exploration rate now, averaged over the environments; what is shown while training."""
+    def metrics(self, progress: Progress) -> dict[str, float]:
+        """What is shown while training: the exploration rate averaged over the environments, where there is one."""
+        if self._exploration is None:
+            return {}
         epsilon = self.epsilon(progress)
-        return epsilon if isinstance(epsilon, float) else self._mean_own_epsilon
+        return {"epsilon": epsilon if isinstance(epsilon, float) else self._mean_own_epsilon}
+
+    def _resample_noise(self) -> None:
+        for layer in self._noisy_layers:
+            layer.resample(self.noise_generator)
+
+    def restart(self, tag: str) -> None:
+        """Start the environments anew from a seed derived from a checkpoint's tag."""
+        self.envs.reset(derive_seed(self.blueprint.seed, self.name, "checkpoint", tag))
+
+    def state_dict(self) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+        """Arrays and JSON values; call `cut` first."""
+        arrays = {"noise_generator": self.noise_generator.get_state().numpy()}
+        if self.envs.offers_state:
+            arrays |= {f"env.{key}": value for key, value in self.envs.get_state().items()}
+        return arrays, {"exploration": generator_state(self.generator)}
+
+    def load_state_dict(self, arrays: dict[str, np.ndarray], values: dict[str, object], tag: str) -> None:
+        """Continue from `state_dict` of the checkpoint called `tag`."""
+        self.noise_generator.set_state(torch.from_numpy(arrays["noise_generator"].copy()))
+        set_generator_state(self.generator, values["exploration"])
+        if self.envs.offers_state:
+            self.envs.set_state(_with_prefix("env.", arrays))
+        else:
+            self.restart(tag)
+
+    def reseed(self, *names: str | int) -> None:
+        """Begin anew with random numbers of this purpose: fresh episodes."""
+        seed = self.blueprint.seed
+        self.generator = derive_generator(seed, self.name, "exploration", *names)
+        self.noise_generator.manual_seed(derive_seed(seed, self.name, "noise", *names))
+        self.envs.reset(derive_seed(seed, self.name, "env", *names))
+
+    def close(self) -> None:
+        """Close the environments."""
+        self.envs.close()
+
+
+class Actor(BaseActor):
+    """Steps a batch of environments with an exploring policy, and adds n steps up to a transition for replay."""
+
+    def __init__(
+        self, blueprint: Blueprint, name: str, network: FlatNetwork, rank: int = 0, num_actors: int = 1
+    ) -> None:
+        super().__init__(blueprint, name, network, rank, num_actors)
+        self.algorithm = blueprint.build_algorithm()
+        self.adder = self._new_adder()
+
+    def _new_adder(self) -> NStepAdder:
+        algo = self.blueprint.replay_algo
+        return NStepAdder(self.envs.num_envs, self.blueprint.spec, algo.n_step, algo.gamma)
 
     def step(self, progress: Progress, receipt: Receipt) -> Transitions:
         """One vector step. Adds its counts and seconds to `receipt` and returns the transitions it completed."""
@@ -70,11 +124,7 @@ class Actor:
         chosen = time.perf_counter()
         step = self.envs.step(actions)
         transitions = self.adder.add(obs, actions, step)
-        num_episodes = len(step.episode_returns)
-        if num_episodes:
-            receipt.episode_returns.extend(step.episode_returns.tolist())
-            receipt.episode_lengths.extend(step.episode_lengths.tolist())
-        receipt.num_env_steps += int(np.count_nonzero(step.valid))
+        count_step(step, receipt)
         seconds = receipt.seconds
         seconds["inference"] = seconds.get("inference", 0.0) + chosen - started
         seconds["environment"] = seconds.get("environment", 0.0) + time.perf_counter() - chosen
@@ -85,8 +135,7 @@ class Actor:
         if isinstance(epsilon, float) and epsilon >= 1.0:
             values = np.zeros((len(obs), self.blueprint.spec.num_actions), dtype=np.float32)
             return epsilon_greedy(values, epsilon, self.generator, mask)
-        for layer in self._noisy_layers:
-            layer.resample(self.noise_generator)
+        self._resample_noise()
         values = infer_action_values(self.algorithm, self.network, obs)
         if isinstance(epsilon, float) and epsilon == 0.0:
             return greedy(values, mask)
@@ -102,38 +151,34 @@ class Actor:
         if self.envs.offers_state:
             return None
         transitions = self.adder.flush(self.envs.obs, self.envs.action_mask)
-        self.envs.reset(derive_seed(self.blueprint.seed, self.name, "checkpoint", tag))
+        self.restart(tag)
         return transitions
 
     def state_dict(self) -> tuple[dict[str, np.ndarray], dict[str, object]]:
         """Arrays and JSON values; call `cut` first."""
-        arrays = {"noise_generator": self.noise_generator.get_state().numpy()}
+        arrays, values = super().state_dict()
         if self.envs.offers_state:
-            arrays |= {f"env.{key}": value for key, value in self.envs.get_state().items()}
             arrays |= {f"adder.{key}": value for key, value in self.adder.state_dict().items()}
-        return arrays, {"exploration": generator_state(self.generator)}
+        return arrays, values
 
     def load_state_dict(self, arrays: dict[str, np.ndarray], values: dict[str, object], tag: str) -> None:
         """Continue from `state_dict` of the checkpoint called `tag`."""
-        self.noise_generator.set_state(torch.from_numpy(arrays["noise_generator"].copy()))
-        set_generator_state(self.generator, values["exploration"])
+        super().load_state_dict(arrays, values, tag)
         if self.envs.offers_state:
-            self.envs.set_state(_with_prefix("env.", arrays))
             self.adder.load_state_dict(_with_prefix("adder.", arrays))
-        else:
-            self.envs.reset(derive_seed(self.blueprint.seed, self.name, "checkpoint", tag))
 
     def reseed(self, *names: str | int) -> None:
         """Begin anew with random numbers of this purpose: fresh episodes, no open windows."""
-        blueprint = self.blueprint
-        self.adder = NStepAdder(self.envs.num_envs, blueprint.spec, blueprint.algo.n_step, blueprint.algo.gamma)
-        self.generator = derive_generator(blueprint.seed, self.name, "exploration", *names)
-        self.noise_generator.manual_seed(derive_seed(blueprint.seed, self.name, "noise", *names))
-        self.envs.reset(derive_seed(blueprint.seed, self.name, "env", *names))
+        super().reseed(*names)
+        self.adder = self._new_adder()
 
-    def close(self) -> None:
-        """Close the environments."""
-        self.envs.close()
+
+def count_step(step: EnvStep, receipt: Receipt) -> None:
+    """Add a vector step's valid environment steps and the episodes that ended in it to a receipt."""
+    if len(step.episode_returns):
+        receipt.episode_returns.extend(step.episode_returns.tolist())
+        receipt.episode_lengths.extend(step.episode_lengths.tolist())
+    receipt.num_env_steps += int(np.count_nonzero(step.valid))
 
 
 def _with_prefix(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -234,21 +234,15 @@ class Aggregator:
         vector[self.is_shared] = merged
         self.vector = vector
         before, self.version = self.version, self.version + num_updates
-        self._follow(before, num_updates)
+        self._follow(before)
 
-    def _follow(self, before: int, num_updates: int) -> None:
-        """Let the target follow, as it would have after each of the updates."""
-        config = self.config
-        if config.target_update == "soft":
-            tau = config.target_tau
-            share = tau if num_updates == 1 else 1.0 - (1.0 - tau) ** num_updates
+    def _follow(self, before: int) -> None:
+        """Let the target follow, as it would have after each of the updates since version `before`."""
+        share = self.config.target_share(before, self.version)
+        if share > 0.0:
             # torch's lerp, so that one client with one local step is serial training bit for bit.
             self.target = torch.lerp(torch.tensor(self.target), torch.tensor(self.vector), share).numpy()
-        elif self.version // config.target_period_updates > before // config.target_period_updates:
-            self.target = self.vector
-        else:
-            return
-        self.target_version = self.version
+            self.target_version = self.version
 
 
 def _frozen(array: Float32) -> Float32:

@@ -6,10 +6,20 @@ import copy
 import dataclasses
 import importlib
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 
-from qfleet.algos.base import Algorithm, AlgorithmConfig
+from qfleet.algos.base import (
+    ActingAlgorithm,
+    Algorithm,
+    AlgorithmConfig,
+    EpochsConfig,
+    ReplayAlgorithm,
+    ReplayAlgorithmConfig,
+    RolloutAlgorithm,
+    RolloutConfig,
+)
 from qfleet.config import ReplayConfig
 from qfleet.envs.config import EnvConfig
 from qfleet.envs.make import make_env_batch
@@ -57,6 +67,43 @@ class Blueprint:
         algorithm: Algorithm = module.Algorithm(self.algo)
         return algorithm
 
+    def build_replay_algorithm(self) -> ReplayAlgorithm:
+        """The same, for a role that learns from replay."""
+        assert isinstance(self.algo, ReplayAlgorithmConfig), f"{self.algo_name} does not learn from replay"
+        return cast(ReplayAlgorithm, self.build_algorithm())
+
+    def build_acting_algorithm(self) -> ActingAlgorithm:
+        """The same, for a role that collects rollouts."""
+        assert isinstance(self.algo, RolloutConfig), f"{self.algo_name} does not learn from rollouts"
+        return cast(ActingAlgorithm, self.build_algorithm())
+
+    def build_rollout_algorithm(self) -> RolloutAlgorithm:
+        """The same, for a role that learns from minibatches of rollouts."""
+        assert isinstance(self.algo, EpochsConfig), f"{self.algo_name} does not learn from minibatches of rollouts"
+        return cast(RolloutAlgorithm, self.build_algorithm())
+
+    @property
+    def replay_algo(self) -> ReplayAlgorithmConfig:
+        """The [algo] section of an algorithm that learns from replay."""
+        assert isinstance(self.algo, ReplayAlgorithmConfig), f"{self.algo_name} does not learn from replay"
+        return self.algo
+
+    @property
+    def learns_from_rollouts(self) -> bool:
+        """Whether a worker's replay is its present rollout."""
+        return isinstance(self.algo, EpochsConfig)
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of one update of one worker: as configured, or a minibatch of its rollout."""
+        if isinstance(self.algo, EpochsConfig):
+            return minibatch_size(self.algo, self.env.num_envs)
+        return self.replay_algo.batch_size
+
+    def vector_steps(self, collect_steps: int) -> int:
+        """Vector steps of one `collect` call: as the strategy says, but a rollout is made whole."""
+        return self.algo.rollout_steps if isinstance(self.algo, RolloutConfig) else collect_steps
+
     def build_network(self, *, trainable: bool = True) -> FlatNetwork:
         """A network with the run's first weights: the same ones in every role."""
         # torch's initialisers know only the global generator, so it is borrowed and given back.
@@ -74,6 +121,8 @@ class Blueprint:
 
     def share_replay(self, num_parts: int) -> Blueprint:
         """The plan for one of `num_parts` roles that hold the replay, and its warm-up, between them."""
+        if self.learns_from_rollouts:  # each has a rollout of its own, which cannot be cut
+            return self
         capacity, warm_up = -(-self.replay.capacity // num_parts), -(-self.replay.min_transitions // num_parts)
         replay = self.replay.model_copy(update={"capacity": capacity, "min_transitions": warm_up})
         return dataclasses.replace(self, replay=replay)
@@ -91,6 +140,38 @@ class Blueprint:
         from qfleet.replay.prioritized import PrioritizedReplay  # loads numba
 
         return PrioritizedReplay(capacity, self.spec, generator, self.replay.priority_exponent, storage=storage)
+
+
+def minibatch_size(algo: EpochsConfig, num_envs: int) -> int:
+    """Rows of one of `num_minibatches` equal parts of a rollout of `num_envs` environments.
+
+    Raises:
+        ConfigError: they cannot be equal.
+    """
+    num_rows = algo.rollout_steps * num_envs
+    if num_rows % algo.num_minibatches:
+        raise ConfigError(
+            f"algo.num_minibatches = {algo.num_minibatches}: a rollout of algo.rollout_steps * env.num_envs = "
+            f"{algo.rollout_steps} * {num_envs} = {num_rows} steps cannot be cut into so many equal parts; "
+            "choose a divisor of it"
+        )
+    return num_rows // algo.num_minibatches
+
+
+def pace_of(algo: AlgorithmConfig, replay: ReplayConfig, num_envs: int) -> ReplayConfig:
+    """The replay section by which a run is paced.
+
+    Where a worker's replay is its present rollout, that holds one rollout of `num_envs` environments and has each of
+    its rows trained on `num_epochs` times: every rollout allows exactly num_epochs * num_minibatches updates.
+
+    Raises:
+        ConfigError: the rollout cannot be cut into `num_minibatches`.
+    """
+    if not isinstance(algo, EpochsConfig):
+        return replay
+    num_rows = minibatch_size(algo, num_envs) * algo.num_minibatches
+    paced = {"capacity": num_rows, "min_transitions": 0, "samples_per_insert": float(algo.num_epochs)}
+    return ReplayConfig().model_copy(update=paced)
 
 
 def copy_network(network: FlatNetwork) -> FlatNetwork:

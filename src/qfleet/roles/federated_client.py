@@ -19,9 +19,9 @@ from qfleet.ops.pacing import updates_allowed
 from qfleet.roles.blueprint import Blueprint
 from qfleet.roles.evaluator import Evaluator
 from qfleet.roles.federation import ClientUpdate, Float32, GlobalModel, Personal, shared_parameters
-from qfleet.roles.learner import Learner
+from qfleet.roles.learner import Drawn, Learner
 from qfleet.roles.worker import Worker
-from qfleet.types import FloatArray, ParamSnapshot, Progress, Receipt, Reply, Sample, SavedFile
+from qfleet.types import FloatArray, ParamSnapshot, Progress, Receipt, Reply, SavedFile
 
 
 class ProximalLearner(Learner):
@@ -40,7 +40,7 @@ class ProximalLearner(Learner):
         self.mu = mu
         self.anchor = self.online.vector.clone()
 
-    def gradient(self, sample: Sample) -> FloatArray:
+    def gradient(self, sample: Drawn) -> FloatArray:
         """As a learner's, drawn towards the anchor; the norm, for clipping, is that of the sum."""
         priority = super().gradient(sample)
         if self.mu:

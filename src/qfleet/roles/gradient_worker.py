@@ -11,7 +11,7 @@ import numpy as np
 
 from qfleet.config import Fraction, PositiveInt
 from qfleet.ops.slices import slice_bounds
-from qfleet.replay.redistribute import ReplaySource, merge_replay
+from qfleet.replay.redistribute import ReplaySource
 from qfleet.roles.blueprint import Blueprint
 from qfleet.roles.push import Compression, Encoder
 from qfleet.roles.worker import Worker
@@ -50,17 +50,16 @@ class GradientWorker(Worker):
         return self.collect(progress, num_vector_steps)
 
     def gradient(self, *published: ParamSlice) -> Reply:
-        """The gradient of one sample of `algo.batch_size` at the published parameters, as `num_servers` pieces."""
+        """The gradient of one batch at the published parameters, as `num_servers` pieces."""
         learner = self.learner
-        learner.pull(*published)
+        self._pull(*published)
         version = learner.version
         started = time.perf_counter()
-        sample = self.replay.sample(self.batch_size)
+        sample = self.experience.draw(self.batch_size)
         sampled = time.perf_counter()
         priority = learner.gradient(sample)
         learned = time.perf_counter()
-        if self._is_prioritized:
-            self.replay.update_priorities(sample.keys, priority.astype("float64"))
+        self.experience.learned(sample, priority)
         replayed = sampled - started + time.perf_counter() - learned
         assert learner.online.gradient is not None
         reply = self._push(learner.online.gradient.cpu().numpy(), version, num_updates=1)
@@ -73,7 +72,7 @@ class GradientWorker(Worker):
         Local SGD (Stich 2019); the optimizer's moments stay with the worker.
         """
         learner = self.learner
-        learner.pull(*published)
+        self._pull(*published)
         version = learner.version
         before = learner.online.vector.clone()
         trained = self.train(num_updates)
@@ -95,9 +94,13 @@ class GradientWorker(Worker):
         """
         if published:
             self.learner.pull(*published)
-        self.actor.reseed("life", incarnation, tag)
-        num_rows = merge_replay(self.replay, sources) if sources else 0
+        num_rows = self.experience.restore(sources, "life", incarnation, tag)
         return Receipt(version=self.learner.version, metrics={"num_restored": num_rows})
+
+    def _pull(self, *published: ParamSlice) -> None:
+        """The newest parameters; for a rollout's first update those that made it stay (Mnih et al. 2016)."""
+        if not self.experience.is_fresh:
+            self.learner.pull(*published)
 
     def _push(self, vector: np.ndarray, version: int, num_updates: int) -> Reply:
         learner = self.learner
@@ -107,7 +110,7 @@ class GradientWorker(Worker):
             version=version,
             num_samples=num_updates * self.batch_size,
             num_bytes=sum(piece.num_bytes for piece in pieces),
-            metrics={"loss": learner.loss, "mean_q": learner.mean_value, "grad_norm": learner.gradient_norm},
+            metrics=learner.metrics(learner.loss, learner.mean_value),
         )
         return Reply(receipt, pieces if len(pieces) > 1 else pieces[0])
 

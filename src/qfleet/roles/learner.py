@@ -1,16 +1,18 @@
 """Learner: from a sample to a gradient to the next parameter version, with the target network beside the optimizer.
 
-Replay's probabilities become importance weights here and nowhere else (Schaul et al. 2016).
+What it is given is a Sample of replay, whose probabilities become importance weights here and nowhere else (Schaul et
+al. 2016), or a minibatch of a rollout.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import numpy as np
 import torch
 
-from qfleet.algos.base import Batch, LossOutput
+from qfleet.algos.base import Batch, LossOutput, Minibatch
 from qfleet.errors import DivergenceError
 from qfleet.networks.flat import FlatNetwork, as_tensor
 from qfleet.networks.noisy import noisy_layers
@@ -20,34 +22,39 @@ from qfleet.ops.optimizers import clip_scale
 from qfleet.ops.schedules import linear
 from qfleet.roles.blueprint import Blueprint, copy_network
 from qfleet.seeding import derive_seed
-from qfleet.types import Array, FloatArray, LearnerState, ParamSlice, ParamSnapshot, Sample
+from qfleet.types import Array, FloatArray, LearnerState, ParamSlice, ParamSnapshot, RolloutBatch, Sample
+
+Drawn = Sample | RolloutBatch  # what an update is made from
+
+_NO_PRIORITY: FloatArray = np.empty(0, np.float32)
 
 
-class Learner:
-    """Online and target network, optimizer, version.
+class BaseLearner(ABC):
+    """Online and target network, optimizer, version; what the gradient is made from is a subclass's business.
 
     Args:
         blueprint: the run's plan.
         name: the role's name, for its seeds.
 
     Attributes:
-        online, target: the two networks, each one flat vector.
+        online, target: the two networks, each one flat vector; the same one where the algorithm has no target network.
         version: updates applied so far.
-        loss, mean_value, gradient_norm: scalars of the last update.
+        loss, mean_value, gradient_norm, extras: scalars of the last update.
     """
 
     def __init__(self, blueprint: Blueprint, name: str) -> None:
         self.config = blueprint.algo
-        self.replay_config = blueprint.replay
-        self.algorithm = blueprint.build_algorithm()
         self.online: FlatNetwork = blueprint.build_network()
-        self.target: FlatNetwork = copy_network(self.online)
+        self.target: FlatNetwork = copy_network(self.online) if self.config.has_target else self.online
         self.optimizer = VectorOptimizer(self.config.optimizer, self.config.learning_rate, self.online.vector)
         self.version = 0
         self._pulled_version = -1  # the version that `pull` left here, -1 once it has been trained on
         self.loss = self.mean_value = self.gradient_norm = 0.0
+        self.extras: dict[str, float] = {}
         self.noise_generator = torch.Generator().manual_seed(derive_seed(blueprint.seed, name, "learner-noise"))
-        self._noisy_layers = noisy_layers(self.online.module) + noisy_layers(self.target.module)
+        self._noisy_layers = noisy_layers(self.online.module)
+        if self.target is not self.online:
+            self._noisy_layers += noisy_layers(self.target.module)
         self._observe = getattr(getattr(self.online.module, "torso", None), "observe", None)
         self._device = self.online.vector.device
 
@@ -56,8 +63,8 @@ class Learner:
         """Whether the network keeps observation statistics of what it is trained on."""
         return self._observe is not None and self.online.buffers.numel() > 0
 
-    def learn(self, sample: Sample) -> FloatArray:
-        """One update from one sample; returns |TD error| of its transitions, float32 [B].
+    def learn(self, sample: Drawn) -> FloatArray:
+        """One update from one sample; returns |TD error| of its transitions, float32 [B]; [0] of a rollout's.
 
         Raises:
             DivergenceError: loss, gradient or a parameter is NaN or infinite.
@@ -66,7 +73,7 @@ class Learner:
         self.step(sample)
         return priority
 
-    def step(self, sample: Sample) -> None:
+    def step(self, sample: Drawn) -> None:
         """Apply the gradient vector, whose norm is `gradient_norm`; `sample` is for the message where that breaks.
 
         Raises:
@@ -78,8 +85,8 @@ class Learner:
                 describe_divergence(self.version, self.loss, self.gradient_norm, sample, "a parameter")
             )
 
-    def gradient(self, sample: Sample) -> FloatArray:
-        """Fill the gradient vector from a sample, not clipped yet; returns |TD error|, float32 [B].
+    def gradient(self, sample: Drawn) -> FloatArray:
+        """Fill the gradient vector from a sample, not clipped yet; returns |TD error|, float32 [B]; [0] of a rollout's.
 
         Raises:
             DivergenceError: loss or gradient is NaN or infinite.
@@ -88,15 +95,26 @@ class Learner:
         assert vector is not None
         for layer in self._noisy_layers:
             layer.resample(self.noise_generator)
-        batch = Batch.of(sample.transitions, self._device)
-        if self._observe is not None and self.has_statistics:
-            self._observe(batch.obs)
-            self.target.buffers.copy_(self.online.buffers)
-        output = self.algorithm.backpropagate(self.online, self.target, batch, self._weights(sample))
+        output = self._backpropagate(sample)
         self._check(output, vector, sample)
-        return output.priority.cpu().numpy()
+        return _NO_PRIORITY if output.priority is None else output.priority.cpu().numpy()
 
-    def measure(self, sample: Sample) -> None:
+    @abstractmethod
+    def _backpropagate(self, sample: Drawn) -> LossOutput:
+        """Fill the gradient vector by the algorithm's loss."""
+
+    def _observe_batch(self, obs: torch.Tensor) -> None:
+        """Let the observation statistics, where there are any, see what is about to be trained on."""
+        if self._observe is not None and self.has_statistics:
+            self._observe(obs)
+            self.follow_statistics()
+
+    def follow_statistics(self) -> None:
+        """Let the target network use the online one's observation statistics."""
+        if self.target is not self.online:
+            self.target.buffers.copy_(self.online.buffers)
+
+    def measure(self, sample: Drawn) -> None:
         """Take `gradient_norm` anew, where the gradient vector has become a mean over several learners.
 
         Raises:
@@ -122,10 +140,9 @@ class Learner:
         self.optimizer.step(vector, self.version)
         self.version += 1
         self._pulled_version = -1
-        if self.config.target_update == "soft":
-            self.target.vector.lerp_(self.online.vector, self.config.target_tau)
-        elif self.version % self.config.target_period_updates == 0:
-            self.target.vector.copy_(self.online.vector)
+        share = self.config.target_share(self.version - 1, self.version)
+        if share > 0.0:
+            self.target.vector.lerp_(self.online.vector, share)
 
     def pull(self, *slices: ParamSlice) -> None:
         """Take over what servers published: the newest version's parameters, and the target's where a slice has it.
@@ -157,30 +174,22 @@ class Learner:
             )
         return snapshot
 
+    def metrics(self, loss: float, value: float) -> dict[str, float]:
+        """What is logged of the updates since the last report, given the mean loss and value over them."""
+        return {"loss": loss, "mean_q": value, "grad_norm": self.gradient_norm, **self.extras}
+
     def importance_exponent(self) -> float:
-        """Beta of the importance weights at the present version; 0 where replay draws uniformly."""
-        replay = self.replay_config
-        if replay.sampler == "uniform":
-            return 0.0
-        return linear(
-            replay.importance_exponent_start,
-            replay.importance_exponent_end,
-            replay.importance_anneal_updates,
-            self.version,
-        )
+        """Beta of the importance weights at the present version; 0 where all rows weigh the same."""
+        return 0.0
 
-    def _weights(self, sample: Sample) -> torch.Tensor | None:
-        if self.replay_config.sampler == "uniform":
-            return None
-        weights = importance_weights(sample.probabilities, sample.num_transitions, self.importance_exponent())
-        return torch.from_numpy(weights).to(self._device)
-
-    def _check(self, output: LossOutput, vector: torch.Tensor, sample: Sample) -> None:
+    def _check(self, output: LossOutput, vector: torch.Tensor, sample: Drawn) -> None:
         loss = float(output.loss)
         norm = float(torch.linalg.vector_norm(vector))
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise DivergenceError(describe_divergence(self.version + 1, loss, norm, sample))
         self.loss, self.mean_value, self.gradient_norm = loss, float(output.mean_value), norm
+        if output.extras:
+            self.extras = {name: float(value) for name, value in output.extras.items()}
 
     def state_dict(self) -> tuple[dict[str, np.ndarray], dict[str, object]]:
         """Arrays and JSON values that continue this learner exactly."""
@@ -246,19 +255,69 @@ class Learner:
         self._pulled_version = -1
 
 
+class Learner(BaseLearner):
+    """The learner of an algorithm that learns from replay."""
+
+    def __init__(self, blueprint: Blueprint, name: str) -> None:
+        super().__init__(blueprint, name)
+        self.replay_config = blueprint.replay
+        self.algorithm = blueprint.build_replay_algorithm()
+
+    def importance_exponent(self) -> float:
+        """Beta of the importance weights at the present version; 0 where replay draws uniformly."""
+        replay = self.replay_config
+        if replay.sampler == "uniform":
+            return 0.0
+        return linear(
+            replay.importance_exponent_start,
+            replay.importance_exponent_end,
+            replay.importance_anneal_updates,
+            self.version,
+        )
+
+    def _backpropagate(self, sample: Drawn) -> LossOutput:
+        assert isinstance(sample, Sample)
+        batch = Batch.of(sample.transitions, self._device)
+        self._observe_batch(batch.obs)
+        return self.algorithm.backpropagate(self.online, self.target, batch, self._weights(sample))
+
+    def _weights(self, sample: Sample) -> torch.Tensor | None:
+        if self.replay_config.sampler == "uniform":
+            return None
+        weights = importance_weights(sample.probabilities, sample.num_transitions, self.importance_exponent())
+        return torch.from_numpy(weights).to(self._device)
+
+
+class RolloutLearner(BaseLearner):
+    """The learner of an algorithm that learns from minibatches of rollouts."""
+
+    def __init__(self, blueprint: Blueprint, name: str) -> None:
+        super().__init__(blueprint, name)
+        self.algorithm = blueprint.build_rollout_algorithm()
+
+    def _backpropagate(self, sample: Drawn) -> LossOutput:
+        assert isinstance(sample, RolloutBatch)
+        minibatch = Minibatch.of(sample, self._device)
+        self._observe_batch(minibatch.obs)
+        return self.algorithm.backpropagate(self.online, minibatch)
+
+
 def _frozen(values: torch.Tensor) -> Array:
     copy: Array = values.detach().cpu().numpy().copy()
     copy.setflags(write=False)
     return copy
 
 
-def describe_divergence(num_update: int, loss: float, norm: float, sample: Sample, what: str = "") -> str:
+def describe_divergence(num_update: int, loss: float, norm: float, sample: Drawn, what: str = "") -> str:
     """One line: which update, how it broke, the batch's range."""
     broken = f"{what} is NaN or infinite after it, " if what else ""
-    transitions = sample.transitions
+    if isinstance(sample, Sample):
+        what_of, numbers, obs = "rewards", sample.transitions.reward, sample.transitions.obs
+    else:
+        what_of, numbers, obs = "targets", sample.target, sample.obs
     return (
         f"learning diverged at update {num_update}: {broken}loss {loss}, gradient norm {norm}; its batch has "
-        f"rewards in [{transitions.reward.min():.4g}, {transitions.reward.max():.4g}] and observations in "
-        f"[{transitions.obs.min():.4g}, {transitions.obs.max():.4g}]; lower algo.learning_rate, or scale rewards "
+        f"{what_of} in [{numbers.min():.4g}, {numbers.max():.4g}] and observations in "
+        f"[{obs.min():.4g}, {obs.max():.4g}]; lower algo.learning_rate, or scale rewards "
         "or observations"
     )

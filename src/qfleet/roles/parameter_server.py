@@ -47,7 +47,8 @@ class ParameterServer:
         self.first, self.end = slice_bounds(network.num_parameters, num_servers)[index]
         self.layout_hash = network.layout_hash
         self.online = network.vector[self.first : self.end].clone()
-        self.target = self.online.clone()
+        # Without a target network the online one stands for it, and is published once.
+        self.target = self.online.clone() if self.config.has_target else self.online
         self.buffers = network.buffers.cpu().numpy().copy() if index == 0 else np.zeros(0, np.float32)
         self.optimizer = VectorOptimizer(self.config.optimizer, self.config.learning_rate, self.online)
         self.version = self.target_version = 0
@@ -115,7 +116,7 @@ class ParameterServer:
                 f"a parameter is NaN or infinite after update {self.version}: merged gradient norm {norm}; "
                 "lower algo.learning_rate"
             )
-        self._follow(before, num_updates)
+        self._follow(before)
         return self.publish(with_target=self.target_version == self.version)
 
     def publish(self, with_target: bool = True) -> Reply:
@@ -124,7 +125,7 @@ class ParameterServer:
             version=self.version,
             offset=self.first,
             vector=_frozen(self.online),
-            target=_frozen(self.target) if with_target else None,
+            target=_frozen(self.target) if with_target and self.config.has_target else None,
             target_version=self.target_version,
             buffers=self.buffers,
             layout_hash=self.layout_hash,
@@ -169,8 +170,9 @@ class ParameterServer:
             moments_version = int(str(values["version"]))
         self.online.copy_(as_tensor(newest.vector))
         source = newest.target if newest.target is not None else target.target
-        assert source is not None
-        self.target.copy_(as_tensor(source))
+        if self.config.has_target:
+            assert source is not None
+            self.target.copy_(as_tensor(source))
         self.buffers = np.array(newest.buffers)
         self.version, self.target_version = newest.version, newest.target_version
         self.acknowledged = dict(acknowledged)
@@ -235,17 +237,13 @@ class ParameterServer:
             raise CheckpointError(f"{root / file.path}: not a server's state file")
         return server, arrays
 
-    def _follow(self, before: int, num_updates: int) -> None:
-        """Let the target follow, as it would have after each of the updates."""
-        config = self.config
-        if config.target_update == "soft":
-            tau = config.target_tau
-            self.target.lerp_(self.online, tau if num_updates == 1 else 1.0 - (1.0 - tau) ** num_updates)
-        elif self.version // config.target_period_updates > before // config.target_period_updates:
-            self.target.copy_(self.online)
-        else:
-            return
-        self.target_version = self.version
+    def _follow(self, before: int) -> None:
+        """Let the target follow, as it would have after each of the updates since version `before`."""
+        share = self.config.target_share(before, self.version)
+        if share > 0.0:
+            self.target.lerp_(self.online, share)
+        if share > 0.0 or not self.config.has_target:
+            self.target_version = self.version
 
 
 def _frozen(vector: torch.Tensor) -> np.ndarray:

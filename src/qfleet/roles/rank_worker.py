@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from qfleet.ops.importance import global_scale
-from qfleet.replay.redistribute import ReplaySource, merge_replay
+from qfleet.replay.redistribute import ReplaySource
 from qfleet.roles.blueprint import Blueprint
 from qfleet.roles.worker import Worker, read_worker_state
 from qfleet.seeding import derive_seed
@@ -36,6 +36,7 @@ class RankWorker(Worker):
     def __init__(self, blueprint: Blueprint, name: str, rank: int = 0, num_workers: int = 1) -> None:
         super().__init__(blueprint, name, rank, num_workers)
         self.seed = blueprint.seed
+        self.is_prioritized = blueprint.replay.sampler == "prioritized"
 
     def train_together(self, num_updates: int, rank: int, world_size: int) -> Generator[torch.Tensor, None, Receipt]:
         """`num_updates` updates of the whole group, each on `algo.batch_size` transitions of every rank.
@@ -52,19 +53,20 @@ class RankWorker(Worker):
             A receipt of this rank's own samples. seconds["all_reduce"] is the time at a yield.
         """
         receipt = Receipt()
-        learner, replay = self.learner, self.replay
+        learner, experience = self.learner, self.experience
         gradient = learner.online.gradient
         assert gradient is not None
         clock = time.perf_counter
         learning = sampling = waiting = loss = value = 0.0
         for _ in range(num_updates):
             started = clock()
-            sample = replay.sample(self.batch_size)
+            sample = experience.draw(self.batch_size)
             sampled = clock()
             priority = learner.gradient(sample)
             learned = clock()
             scale = 1.0
-            if self._is_prioritized:
+            if self.is_prioritized:
+                assert isinstance(sample, Sample)
                 scale = yield from self._weigh(sample, rank, world_size)
                 gradient.mul_(scale)
             yield gradient
@@ -72,8 +74,7 @@ class RankWorker(Worker):
             learner.measure(sample)
             learner.step(sample)
             stepped = clock()
-            if self._is_prioritized:
-                replay.update_priorities(sample.keys, priority.astype("float64"))
+            experience.learned(sample, priority)
             sampling += sampled - started + clock() - stepped
             learning += learned - sampled + stepped - met
             waiting += met - learned
@@ -81,16 +82,12 @@ class RankWorker(Worker):
             value += learner.mean_value
         if learner.has_statistics:
             yield learner.online.buffers
-            learner.target.buffers.copy_(learner.online.buffers)
+            learner.follow_statistics()
         receipt.version = learner.version
         receipt.num_updates = num_updates
         receipt.num_samples = num_updates * self.batch_size
         receipt.seconds = {"replay": sampling, "learner": learning, "all_reduce": waiting}
-        receipt.metrics = {
-            "loss": loss / num_updates,
-            "mean_q": value / num_updates,
-            "grad_norm": learner.gradient_norm,
-        }
+        receipt.metrics = learner.metrics(loss / num_updates, value / num_updates)
         return receipt
 
     def _weigh(self, sample: Sample, rank: int, world_size: int) -> Generator[torch.Tensor, None, float]:
@@ -142,8 +139,7 @@ class RankWorker(Worker):
         learner.noise_generator.manual_seed(
             derive_seed(self.seed, self.name, "learner-noise", "life", incarnation, tag)
         )
-        self.actor.reseed("life", incarnation, tag)
-        num_rows = merge_replay(self.replay, sources) if sources else 0
+        num_rows = self.experience.restore(sources, "life", incarnation, tag)
         return Receipt(version=learner.version, metrics={"num_restored": num_rows})
 
 

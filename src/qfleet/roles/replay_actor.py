@@ -36,7 +36,7 @@ class ReplayActor:
         self.online = blueprint.build_network(trainable=False)
         self.target = copy_network(self.online)
         self.actor = Actor(blueprint, name, self.online, rank, num_actors)
-        self.algorithm = blueprint.build_algorithm()
+        self.algorithm = blueprint.build_replay_algorithm()
         self.version = self._target_version = -1
         self._sends_packed = stores_frames_once(blueprint.replay, blueprint.spec)
         self._is_prioritized = blueprint.replay.sampler == "prioritized"
@@ -53,7 +53,7 @@ class ReplayActor:
         self._pull(newest, with_target)
         receipt = Receipt(version=self.version)
         pieces = [_copied(self.actor.step(progress, receipt)) for _ in range(num_vector_steps)]
-        receipt.metrics["epsilon"] = self.actor.mean_epsilon(progress)
+        receipt.metrics |= self.actor.metrics(progress)
         return self._insertion(receipt, join_transitions(pieces))
 
     def cut(self, tag: str) -> Reply:

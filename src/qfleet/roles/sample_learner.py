@@ -38,6 +38,7 @@ class SampleLearner:
         self.name = name
         self.rank = rank
         self.num_learners = num_learners
+        self.config = blueprint.replay_algo
         self.learner = Learner(blueprint, name)
         self._is_prioritized = blueprint.replay.sampler == "prioritized"
         self._published_target = -1  # the version of the target that was published last
@@ -116,7 +117,7 @@ class SampleLearner:
     @property
     def target_version(self) -> int:
         """The version at which the target changed last."""
-        config, version = self.learner.config, self.learner.version
+        config, version = self.config, self.learner.version
         return version if config.target_update == "soft" else version - version % config.target_period_updates
 
     def report(self) -> Reply:
@@ -184,7 +185,7 @@ class SampleLearner:
             num_updates=len(priorities),
             num_samples=sum(len(part) for part in priorities),
             seconds={"learner": time.perf_counter() - started},
-            metrics={"loss": learner.loss, "mean_q": learner.mean_value, "grad_norm": learner.gradient_norm},
+            metrics=learner.metrics(learner.loss, learner.mean_value),
         )
         return Reply(receipt, split_priorities(draws, priorities) if self._is_prioritized else [])
 

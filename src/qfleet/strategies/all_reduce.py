@@ -45,6 +45,8 @@ from qfleet.types import Receipt, SavedFile
 
 Answers = Generator[Event, None, dict[str, Receipt]]
 
+NEEDS = frozenset({"replay", "rollouts"})
+
 
 class Config(FleetConfig):
     """The [strategy] section of all-reduce; `num_workers` is the world size, an update trains on as many batches."""
@@ -82,7 +84,7 @@ class _AllReduce:
         self.supervisor = Supervisor(engine, config, control, lambda: len(self.members))
         self.members: dict[str, _Member] = {}
         # Before its first update serial training holds min_transitions, be they fewer than a batch: so does a rank.
-        self._num_needed = max(1, min(blueprint.algo.batch_size, self.share.replay.min_transitions))
+        self._num_needed = max(1, min(blueprint.batch_size, self.share.replay.min_transitions))
         self._num_ever = 0
         self._num_wanted = config.num_workers
         self._restoring: set[Future] = set()
@@ -282,7 +284,9 @@ class _AllReduce:
         """All ranks collect, those outside of the group too; told in the order of the ranks."""
         counters = self.control.counters
         ready = [member for member in self.members.values() if member.is_ready]
-        answers = yield from self._ask(ready, "collect", counters.progress(), self.config.collect_steps)
+        answers = yield from self._ask(
+            ready, "collect", counters.progress(), self.blueprint.vector_steps(self.config.collect_steps)
+        )
         version = counters.num_updates
         for member in ready:
             receipt = answers.get(member.ref.name)
@@ -305,7 +309,7 @@ class _AllReduce:
             counters.num_samples,
             replay.min_transitions,
             replay.samples_per_insert,
-            max(1, size) * self.blueprint.algo.batch_size,
+            max(1, size) * self.blueprint.batch_size,
         )
         if not num_updates or not group or any(member.num_held < self._num_needed for member in group):
             return
@@ -339,7 +343,7 @@ class _AllReduce:
         receipt = Receipt(
             version=counters.num_updates + num_updates,
             num_updates=num_updates,
-            num_samples=num_updates * size * self.blueprint.algo.batch_size,
+            num_samples=num_updates * size * self.blueprint.batch_size,
         )
         for own in answers.values():
             for activity, value in own.seconds.items():

@@ -120,7 +120,7 @@ class DistributedReplay:
             config.publish_every,
             config.learner_gpus,
         )
-        replay, self.batch_size = blueprint.replay, blueprint.algo.batch_size
+        replay, self.batch_size = blueprint.replay, blueprint.batch_size
         per_update = self.batch_size * config.num_learners
         self.pace = Pace(0, 0, replay.min_transitions, replay.samples_per_insert, per_update)
         self.members: dict[str, _Member] = {}

@@ -27,6 +27,7 @@ from qfleet.strategies.base.config import FleetConfig
 from qfleet.strategies.base.push_pull import PushPull
 from qfleet.strategies.base.roster import Rules
 
+NEEDS = frozenset({"replay", "rollouts"})
 Wait = Literal["sync", "async", "ssp"]
 MergeRule = Literal["mean", "arrival", "staleness"]
 # Which merge rules each wait rule goes with; the first is the default.

@@ -27,6 +27,8 @@ from qfleet.strategies.base import (
     save_roles,
 )
 
+NEEDS = frozenset({"replay", "rollouts"})
+
 
 class Config(StrategyConfig):
     """The [strategy] section of serial training; `collect_steps` is vector steps per collect call."""
@@ -43,6 +45,7 @@ def run(
     if saved is not None:
         load_roles(engine, [worker], control, saved)
     counters, replay = control.counters, blueprint.replay
+    num_steps = blueprint.vector_steps(config.collect_steps)
     while True:
         if control.snapshot_wanted:
             control.snapshot_wanted = False
@@ -51,7 +54,7 @@ def run(
         if control.drain_tag is not None:
             yield save_roles(engine, [worker], control, {})
             continue
-        receipt, _ = call(engine, worker, "collect", counters.progress(), config.collect_steps)
+        receipt, _ = call(engine, worker, "collect", counters.progress(), num_steps)
         counters.add(receipt)
         yield Rollout(worker.name, receipt)
         num_updates = updates_allowed(
@@ -59,7 +62,7 @@ def run(
             counters.num_samples,
             replay.min_transitions,
             replay.samples_per_insert,
-            blueprint.algo.batch_size,
+            blueprint.batch_size,
         )
         if num_updates:
             receipt, _ = call(engine, worker, "train", num_updates)

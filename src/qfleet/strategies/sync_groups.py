@@ -22,6 +22,8 @@ from qfleet.strategies.base.config import FleetConfig
 from qfleet.strategies.base.push_pull import PushPull
 from qfleet.strategies.base.roster import Rules
 
+NEEDS = frozenset({"replay", "rollouts"})
+
 
 class Config(FleetConfig):
     """The [strategy] section of synchronous groups; workers are dealt into `num_groups` groups as equal as can be."""

@@ -176,6 +176,6 @@ class Crew:
             client.num_samples,
             replay.min_transitions,
             replay.samples_per_insert,
-            blueprint.algo.batch_size,
+            blueprint.batch_size,
         )
         return num_allowed >= self.plan.local_steps

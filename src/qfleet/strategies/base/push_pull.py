@@ -198,8 +198,8 @@ class PushPull:
             # It acts on its own pushes merged, but for those that the rules let it run ahead by.
             may_lack = rules.in_flight - 1 if not rules.is_mean or rules.bound is None else rules.bound
             if is_free and not member.num_calls and member.num_unmerged <= may_lack:
-                progress = self.control.counters.progress()
-                self._submit(_Job(member, "collect"), "collect_with", progress, self.config.collect_steps)
+                num_steps = self.blueprint.vector_steps(self.config.collect_steps)
+                self._submit(_Job(member, "collect"), "collect_with", self.control.counters.progress(), num_steps)
             return
         if not rules.is_mean and member.num_unmerged >= rules.in_flight:
             return
@@ -334,7 +334,7 @@ class PushPull:
         receipt = Receipt(
             version=self.servers.version,
             num_updates=merge.num_updates if num_pushes else 0,
-            num_samples=num_pushes * self.updates_per_push * self.blueprint.algo.batch_size,
+            num_samples=num_pushes * self.updates_per_push * self.blueprint.batch_size,
             lags={"staleness": merge.staleness},
         )
         counters.add(receipt)

@@ -163,7 +163,7 @@ class Roster:
             placement=self.config.worker_placement(),
         )
         replay = blueprint.replay
-        pace = Pace(0, 0, replay.min_transitions, replay.samples_per_insert, blueprint.algo.batch_size)
+        pace = Pace(0, 0, replay.min_transitions, replay.samples_per_insert, blueprint.batch_size)
         group = min(self.groups, key=lambda group: len(group.clocks.of))
         group.clocks.join(name)
         member = self.members[name] = Member(ref, rank, group, pace)
