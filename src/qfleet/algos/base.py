@@ -18,8 +18,12 @@ from torch import Tensor, nn
 
 from qfleet.config import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Section
 from qfleet.networks.flat import FlatNetwork
+from qfleet.networks.heads import LinearHead, QNetwork
 from qfleet.networks.optimizer import OptimizerConfig
-from qfleet.networks.torso import NetworkConfig
+from qfleet.networks.torso import NetworkConfig, Torso
+from qfleet.ops.actor_critic import log_policy
+from qfleet.ops.exploration import sample_policy
+from qfleet.ops.q_learning import select_action_values
 from qfleet.types import (
     Array,
     BoolArray,
@@ -115,6 +119,17 @@ class EpochsConfig(RolloutConfig):
 
     num_epochs: PositiveInt = 1
     num_minibatches: PositiveInt = 1
+
+
+class PolicyConfig(AlgorithmConfig):
+    """Fields of algorithms that learn a policy beside its values; mixed in with RolloutConfig or EpochsConfig.
+
+    `entropy_bonus` times the policy's entropy in nats is taken off the loss, `value_coefficient` times half the squared
+    error of the values is added to it.
+    """
+
+    entropy_bonus: NonNegativeFloat = 0.01
+    value_coefficient: NonNegativeFloat = 0.5
 
 
 def exploration_by_name(value: object) -> object:
@@ -253,6 +268,39 @@ class ActingAlgorithm(Algorithm, Protocol):
         """float32 [K], `Acted.value` of observations [K, *O] that are not acted on; no gradient."""
 
 
+class ActorCritic:
+    """How algorithms with policy and values in one network act. Logits first, V(s) in the last column."""
+
+    def build_network(self, network: NetworkConfig, spec: EnvSpec) -> nn.Module:
+        """Observations [B, *O] -> [B, A + 1]."""
+        torso = Torso(network, spec.obs_shape, spec.obs_dtype)
+        return QNetwork(torso, LinearHead(torso.num_features, spec.num_actions + 1, noisy=False))
+
+    def action_values(self, network: FlatNetwork, obs: Tensor) -> Tensor:
+        """[B, *O] -> the logits, float [B, A]."""
+        output: Tensor = network.infer(obs)
+        return output[:, :-1]
+
+    def act(
+        self,
+        network: FlatNetwork,
+        obs: Array,
+        mask: BoolArray | None,
+        epsilon: float | npt.NDArray[np.float64],
+        generator: np.random.Generator,
+    ) -> Acted:
+        """Draw each environment's action from the policy, which explores by itself: `epsilon` is not looked at."""
+        output = torch.from_numpy(infer(network, obs))
+        log_policy_EA = log_policy(output[:, :-1], None if mask is None else torch.from_numpy(mask))
+        action_E = sample_policy(log_policy_EA.exp().numpy(), generator)
+        log_prob_E = select_action_values(log_policy_EA, torch.from_numpy(action_E))
+        return Acted(action_E, log_prob_E.numpy(), output[:, -1].numpy())
+
+    def values(self, network: FlatNetwork, obs: Array, mask: BoolArray | None) -> FloatArray:
+        """V(s): [K, *O] -> float32 [K]."""
+        return infer(network, obs)[:, -1]
+
+
 class RolloutAlgorithm(ActingAlgorithm, Protocol):
     """The contract between an algorithm that learns from minibatches of rollouts and the roles."""
 
@@ -261,6 +309,13 @@ class RolloutAlgorithm(ActingAlgorithm, Protocol):
 
     def backpropagate(self, online: FlatNetwork, minibatch: Minibatch) -> LossOutput:
         """Fill online.gradient from a minibatch."""
+
+
+class TrajectoryAlgorithm(ActingAlgorithm, Protocol):
+    """The contract between an algorithm that learns from whole trajectories of older policies and the roles."""
+
+    def backpropagate(self, online: FlatNetwork, trajectories: Trajectories) -> LossOutput:
+        """Fill online.gradient from trajectories [T, E, ...], of one or of several versions of the policy."""
 
 
 def infer(network: FlatNetwork, obs: Array) -> FloatArray:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qfleet.algos.base import LearnsFrom, LossOutput, PolicyAlgorithm, PolicyConfig
+from qfleet.algos.base import ActorCritic, LearnsFrom, LossOutput, PolicyConfig, RolloutConfig
 from qfleet.config import Fraction, PositiveFloat
 from qfleet.networks.flat import FlatNetwork
 from qfleet.ops.actor_critic import actor_critic_loss, log_policy
@@ -19,7 +19,7 @@ from qfleet.ops.returns import vtrace
 from qfleet.types import Trajectories
 
 
-class Config(PolicyConfig):
+class Config(PolicyConfig, RolloutConfig):
     """The [algo] section of a V-trace recipe.
 
     Attributes:
@@ -34,7 +34,7 @@ class Config(PolicyConfig):
     trace_lambda: Fraction = 1.0
 
 
-class Algorithm(PolicyAlgorithm):
+class Algorithm(ActorCritic):
     """Actor-critic with V-trace targets.
 
     Args:
@@ -70,7 +70,7 @@ class Algorithm(PolicyAlgorithm):
         """The actor-critic loss on V-trace's advantages and targets, mean over the valid steps.
 
         Args:
-            output: float [T * E, A + 1], of the observations acted on, time first: logits, and values in the last column.
+            output: float [T * E, A + 1], of the observations acted on, time first: logits, then the value.
             value: float32 [T + 1, E], the values with those of the last observations.
             trajectories: what was acted on, by which probabilities.
 
@@ -97,14 +97,15 @@ class Algorithm(PolicyAlgorithm):
             c_clip=config.c_clip,
             trace=config.trace_lambda,
         )
-        valid = trajectories.valid.astype(np.float32)
+        valid = trajectories.valid
+        weight = valid.astype(np.float32) * (valid.size / max(1, int(np.count_nonzero(valid))))
         out = actor_critic_loss(
             output,
             log_policy_BA,
             action,
             rows(corrected.advantage),
             rows(corrected.target),
-            rows(valid / valid.mean()),
+            rows(weight),
             entropy_bonus=config.entropy_bonus,
             value_coefficient=config.value_coefficient,
         )

@@ -19,6 +19,7 @@ from qfleet.algos.base import (
     ReplayAlgorithmConfig,
     RolloutAlgorithm,
     RolloutConfig,
+    TrajectoryAlgorithm,
 )
 from qfleet.config import ReplayConfig
 from qfleet.envs.config import EnvConfig
@@ -81,6 +82,12 @@ class Blueprint:
         """The same, for a role that learns from minibatches of rollouts."""
         assert isinstance(self.algo, EpochsConfig), f"{self.algo_name} does not learn from minibatches of rollouts"
         return cast(RolloutAlgorithm, self.build_algorithm())
+
+    def build_trajectory_algorithm(self) -> TrajectoryAlgorithm:
+        """The same, for a role that learns from whole trajectories."""
+        algorithm = self.build_algorithm()
+        assert algorithm.learns_from == "trajectories", f"{self.algo_name} does not learn from trajectories"
+        return cast(TrajectoryAlgorithm, algorithm)
 
     @property
     def replay_algo(self) -> ReplayAlgorithmConfig:

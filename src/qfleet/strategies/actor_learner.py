@@ -27,9 +27,9 @@ from pydantic import model_validator
 from qfleet.config import NonNegativeFloat, NonNegativeInt, PositiveInt
 from qfleet.engines.base import Engine, Future, Placement, RoleRef
 from qfleet.errors import QfleetError, ValueLost
+from qfleet.roles.actors_learner import ActorsLearner
 from qfleet.roles.blueprint import Blueprint
 from qfleet.roles.trajectory_actor import TrajectoryActor
-from qfleet.roles.trajectory_learner import TrajectoryLearner
 from qfleet.strategies.base import (
     Control,
     CrewChanged,
@@ -55,7 +55,7 @@ class Config(FleetConfig):
     """The [strategy] section of actors and a learner. `num_workers` are the actors.
 
     Attributes:
-        trajectories_per_update: trajectories, of algo.rollout_steps x env.num_envs steps each, that an update is made of.
+        trajectories_per_update: trajectories, of algo.rollout_steps x env.num_envs steps each, in an update.
         max_policy_lag: the most updates that may lie between the parameters that acted and those that are updated; 0 is
             on-policy, and every actor waits for every update.
         queue_size: trajectories that may be under way or wait for the learner.
@@ -72,8 +72,8 @@ class Config(FleetConfig):
     def _a_batch_fits(self) -> Self:
         if self.queue_size < self.trajectories_per_update:
             raise ValueError(
-                f"queue_size {self.queue_size} never holds the {self.trajectories_per_update} trajectories of an update; "
-                "raise it, or lower trajectories_per_update"
+                f"queue_size {self.queue_size} can never hold the {self.trajectories_per_update} trajectories of an "
+                "update; raise it, or lower trajectories_per_update"
             )
         return self
 
@@ -109,7 +109,7 @@ class ActorLearner:
         self.supervisor = Supervisor(engine, config, control)
         self.queue = TrajectoryQueue(config.queue_size, config.trajectories_per_update, config.max_policy_lag)
         placement = Placement(num_gpus=config.learner_gpus)
-        self.learner = engine.spawn("learner-0", TrajectoryLearner, blueprint, "learner-0", placement=placement)
+        self.learner = engine.spawn("learner-0", ActorsLearner, blueprint, "learner-0", placement=placement)
         self.actors: dict[str, RoleRef] = {}
         self._num_ever = 0
         self._idle: deque[RoleRef] = deque()
@@ -277,7 +277,7 @@ class ActorLearner:
         return not self._jobs and not self.queue.num_waiting
 
     def _save(self) -> Iterator[Event]:
-        """All is quiet: a consistent cut. Afterwards all begin in their order, and with a snapshot, as a resumed run does."""
+        """All is quiet: a consistent cut. Afterwards all begin in order, and with a snapshot, as a resumed run does."""
         saves = submit_saves(self.engine, [self.learner, *self.actors.values()], self.control)
         lost = [outcome for outcome in map(self.supervisor.receive, saves) if isinstance(outcome, Loss)]
         for loss in lost:  # bring them back and try again

@@ -25,8 +25,8 @@ class Trajectory:
 class TrajectoryQueue:
     """Trajectories begun and waiting, by version. It drops none: whoever would break a bound has to wait.
 
-    What holds at any time: if the learner takes the oldest first from now on, no lag exceeds the bound. Neither side can
-    wait for the other for ever: with nothing under way, the oldest batch may be taken, or else a trajectory by the
+    What holds at any time: if the learner takes the oldest first from now on, no lag exceeds the bound. Neither side
+    waits for the other for ever: with nothing under way, the oldest batch may be taken, or else a trajectory by the
     newest parameters may begin.
 
     Args:

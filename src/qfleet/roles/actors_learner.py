@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from qfleet.roles.blueprint import Blueprint
-from qfleet.roles.learner import TrajectoryGradient
+from qfleet.roles.learner import TrajectoryLearner
 from qfleet.roles.state_file import read_state, write_state
 from qfleet.types import ParamSnapshot, Receipt, Reply, SavedFile, Trajectories
 
 
-class TrajectoryLearner:
+class ActorsLearner:
     """Network and optimizer.
 
     Args:
@@ -28,14 +28,14 @@ class TrajectoryLearner:
 
     def __init__(self, blueprint: Blueprint, name: str) -> None:
         self.name = name
-        self.learner = TrajectoryGradient(blueprint, name)
+        self.learner = TrajectoryLearner(blueprint, name)
 
     def learn(self, *trajectories: Trajectories) -> Reply:
         """One update from a batch of trajectories.
 
         Returns:
-            Counts, metrics, and as "policy_lag" how many versions the learner was ahead of each trajectory's; the payload
-            is the new ParamSnapshot.
+            Counts, metrics, and as "policy_lag" how many versions the learner was ahead of each trajectory's; the
+            payload is the new ParamSnapshot.
 
         Raises:
             DivergenceError: loss, gradient or a parameter is NaN or infinite.
