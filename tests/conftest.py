@@ -69,13 +69,26 @@ def tiny() -> dict[str, Any]:
     return dict(TINY)
 
 
+def tiny_for(recipe: str) -> dict[str, Any]:
+    """TINY; for a recipe without a replay, what of it has a meaning there."""
+    if recipe == "vector":
+        return TINY
+    return {key: value for key, value in TINY.items() if not key.startswith(("algo.", "replay."))}
+
+
 @pytest.fixture
 def experiment(tmp_path: Path) -> MakeExperiment:
     """experiment("qfleet/Identity-v0", {"seed": 3}, run_dir="a"): a tiny run with some fields changed."""
 
-    def make(env_id: str, overrides: dict[str, Any] | None = None, run_dir: str = "run", env: Any = None) -> Experiment:
-        changes = {**TINY, **(overrides or {})}
-        return Experiment.from_recipe(env_id, recipe="vector", run_dir=tmp_path / run_dir, env=env, overrides=changes)
+    def make(
+        env_id: str,
+        overrides: dict[str, Any] | None = None,
+        run_dir: str = "run",
+        env: Any = None,
+        recipe: str = "vector",
+    ) -> Experiment:
+        changes = {**tiny_for(recipe), **(overrides or {})}
+        return Experiment.from_recipe(env_id, recipe=recipe, run_dir=tmp_path / run_dir, env=env, overrides=changes)
 
     return make
 
@@ -158,11 +171,11 @@ class Fleet:
 
 @pytest.fixture
 def fleet(tmp_path: Path) -> Iterator[Callable[..., Fleet]]:
-    """fleet({"strategy": "...", "env.id": "..."}, saved=None): a tiny strategy to drive by hand."""
+    """fleet({"strategy": "...", "env.id": "..."}, saved=None, recipe="vector"): a tiny strategy to drive by hand."""
     made: list[Fleet] = []
 
-    def make(changes: dict[str, Any], saved: tuple[Saved, Counters] | None = None) -> Fleet:
-        config = build_config(find_recipe("vector").values, list({**TINY, **changes}.items()))
+    def make(changes: dict[str, Any], saved: tuple[Saved, Counters] | None = None, recipe: str = "vector") -> Fleet:
+        config = build_config(find_recipe(recipe).values, list({**tiny_for(recipe), **changes}.items()))
         made.append(Fleet(config, tmp_path / "checkpoints", saved))
         return made[-1]
 
