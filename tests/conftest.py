@@ -13,6 +13,7 @@ import hypothesis
 import pytest
 import torch
 
+from qfleet.algos.base import EpochsConfig, ReplayAlgorithmConfig
 from qfleet.envs.make import probe_spec
 from qfleet.experiment import Experiment, load_engine
 from qfleet.policy import make_blueprint
@@ -48,7 +49,25 @@ TINY: dict[str, Any] = {
     "stop.until_return": "never",
     "stop.max_env_steps": 400,
 }
+# What an algorithm that learns from rollouts takes of it, and in place of the rest: two minibatches of 8, twice.
+TINY_ROLLOUTS: dict[str, Any] = {
+    **{key: value for key, value in TINY.items() if not key.startswith(("algo.", "replay."))},
+    "algo.rollout_steps": 4,
+}
 MakeExperiment = Callable[..., Experiment]
+
+
+def tiny_config(env_id: str | None, changes: dict[str, Any]) -> RunConfig:
+    """A tiny run of the algorithm named by `changes`, dqn where none is."""
+    name = changes.get("algo", changes.get("algo.name", "dqn"))
+    algo = load_plugin("algo", name).Config
+    if issubclass(algo, ReplayAlgorithmConfig):
+        values, tiny_values = find_recipe("vector").values, TINY
+    else:
+        values, tiny_values = {"algo": {"name": name}}, dict(TINY_ROLLOUTS)
+        if issubclass(algo, EpochsConfig):
+            tiny_values |= {"algo.num_epochs": 2, "algo.num_minibatches": 2}
+    return build_config(values, [("env.id", env_id), *{**tiny_values, **changes}.items()])
 
 
 @pytest.fixture(autouse=True)
@@ -69,26 +88,12 @@ def tiny() -> dict[str, Any]:
     return dict(TINY)
 
 
-def tiny_for(recipe: str) -> dict[str, Any]:
-    """TINY; for a recipe without a replay, what of it has a meaning there."""
-    if recipe == "vector":
-        return TINY
-    return {key: value for key, value in TINY.items() if not key.startswith(("algo.", "replay."))}
-
-
 @pytest.fixture
 def experiment(tmp_path: Path) -> MakeExperiment:
     """experiment("qfleet/Identity-v0", {"seed": 3}, run_dir="a"): a tiny run with some fields changed."""
 
-    def make(
-        env_id: str,
-        overrides: dict[str, Any] | None = None,
-        run_dir: str = "run",
-        env: Any = None,
-        recipe: str = "vector",
-    ) -> Experiment:
-        changes = {**tiny_for(recipe), **(overrides or {})}
-        return Experiment.from_recipe(env_id, recipe=recipe, run_dir=tmp_path / run_dir, env=env, overrides=changes)
+    def make(env_id: str, overrides: dict[str, Any] | None = None, run_dir: str = "run", env: Any = None) -> Experiment:
+        return Experiment(tiny_config(env_id, overrides or {}), tmp_path / run_dir, env)
 
     return make
 
@@ -171,11 +176,11 @@ class Fleet:
 
 @pytest.fixture
 def fleet(tmp_path: Path) -> Iterator[Callable[..., Fleet]]:
-    """fleet({"strategy": "...", "env.id": "..."}, saved=None, recipe="vector"): a tiny strategy to drive by hand."""
+    """fleet({"strategy": "...", "env.id": "..."}, saved=None): a tiny strategy to drive by hand."""
     made: list[Fleet] = []
 
-    def make(changes: dict[str, Any], saved: tuple[Saved, Counters] | None = None, recipe: str = "vector") -> Fleet:
-        config = build_config(find_recipe(recipe).values, list({**tiny_for(recipe), **changes}.items()))
+    def make(changes: dict[str, Any], saved: tuple[Saved, Counters] | None = None) -> Fleet:
+        config = tiny_config(changes.get("env.id"), changes)
         made.append(Fleet(config, tmp_path / "checkpoints", saved))
         return made[-1]
 

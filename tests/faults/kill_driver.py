@@ -149,7 +149,8 @@ def main() -> None:
     Path(Recording.path).touch()
     facts, started = Facts(), time.monotonic()
     striker = Striker(command, facts)
-    run = Experiment.from_recipe(command["env"], recipe=command["recipe"], run_dir=run_dir, overrides=command["overrides"])
+    recipe, overrides = command["recipe"], command["overrides"]
+    run = Experiment.from_recipe(command["env"], recipe=recipe, run_dir=run_dir, overrides=overrides)
     family: list[Process] = []
     folder, version = "", 0
     for event in run.stream():

@@ -20,6 +20,8 @@ BOUND = 3
 FLEET: dict[str, Any] = {
     "seed": 3,
     "env.id": "CartPole-v1",
+    "algo": "vtrace",
+    "strategy": "actor_learner",
     "env.num_envs": 2,
     "algo.rollout_steps": 4,
     "strategy.num_workers": 3,
@@ -39,8 +41,8 @@ CREWS = {
 
 @pytest.fixture
 def impala(fleet: MakeFleet) -> MakeFleet:
-    """impala({...}, saved=None): by its recipe."""
-    return lambda changes, saved=None: fleet(FLEET | changes, saved, recipe="impala")
+    """impala({...}, saved=None): a tiny one to drive by hand."""
+    return lambda changes, saved=None: fleet(FLEET | changes, saved)
 
 
 @pytest.fixture
@@ -145,11 +147,22 @@ def test_a_dead_learner_goes_on_from_the_newest_snapshot_and_says_how_old_its_mo
     assert made.control.tallies["moments_age_updates"] == before.version - saved_version
 
 
-def test_a_learner_that_dies_before_its_first_update_begins_anew(impala: MakeFleet) -> None:
+def test_a_learner_that_fails_before_it_has_published_anything_begins_anew(
+    impala: MakeFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot, calls = ActorsLearner.snapshot, []
+
+    def wrapped(learner: ActorsLearner) -> Reply:
+        calls.append(learner)
+        if len(calls) == 1:
+            raise RuntimeError("planted")
+        return snapshot(learner)
+
+    monkeypatch.setattr(ActorsLearner, "snapshot", wrapped)
     made = impala({})
-    kill(made, "learner-0")
     made.until(lambda counters: counters.num_updates >= 5)
-    assert made.control.tallies == {"restarts.killed": 1, "moments_age_updates": 0}
+    assert made.control.tallies == {"restarts.exception": 1, "moments_age_updates": 0}
+    assert len(calls) == 2
 
 
 def test_an_update_that_fails_is_made_again_from_the_same_trajectories(
