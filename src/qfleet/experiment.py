@@ -35,7 +35,7 @@ from qfleet.machine import (
     is_one_process,
     set_up_torch,
 )
-from qfleet.outcome import describe_roles, replay_parts, summarize
+from qfleet.outcome import describe_memory, describe_roles, summarize
 from qfleet.policy import make_blueprint, read_policy
 from qfleet.recipe import (
     RESUMABLE,
@@ -52,7 +52,7 @@ from qfleet.recipe import (
     read_config,
     recipe_for_env,
 )
-from qfleet.roles.blueprint import Blueprint, replay_bytes
+from qfleet.roles.blueprint import Blueprint
 from qfleet.schedule import Schedule, has_reached, limit_met, target_return
 from qfleet.session import Session
 from qfleet.storage import write_file
@@ -243,17 +243,13 @@ class Experiment:
         origin = "no recipe" if self.recipe is None else f"recipe {self.recipe}"
         if self._is_resumed:
             origin = f"resumed at {self._counters().num_env_steps:,} env steps"
-        num_parts = replay_parts(config)
-        per_part = -(-config.replay.capacity // num_parts)
-        num_bytes = num_parts * replay_bytes(config.replay.model_copy(update={"capacity": per_part}), self.spec)
-        over = f" over {num_parts} roles" if num_parts > 1 else ""
         return ", ".join(
             [
                 f"{config.env.id} ({origin}): {config.algo.name} x {config.strategy.name} x {config.engine.name}",
                 *describe_roles(config),
                 f"seed {config.seed}",
                 f"{choose_device(config.device, self.spec)}, {threads}",
-                f"replay: {num_parts * per_part:,} transitions, {num_bytes / 1e6:,.1f} MB{over}",
+                describe_memory(config, self.spec),
                 f"run dir: {self.run_dir}",
             ]
         )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from qfleet.algos.base import RolloutConfig
 from qfleet.bottleneck import bottleneck
 from qfleet.policy import read_policy
 from qfleet.recipe import RunConfig
+from qfleet.roles.blueprint import replay_bytes
 from qfleet.session import Session
-from qfleet.types import ParamSnapshot
+from qfleet.types import EnvSpec, ParamSnapshot
 
 
 def summarize(session: Session, num_threads: int) -> dict[str, object]:
@@ -39,7 +41,7 @@ def summarize(session: Session, num_threads: int) -> dict[str, object]:
         "validation_return": schedule.best_return,
         "validation_by_name": {f"return_{name}": value for name, value in schedule.by_name.items()},
         "eval": None if interrupted or best is None else _held_out(session, best),
-        "samples_per_insert_asked": config.replay.samples_per_insert,
+        "samples_per_insert_asked": config.pace.samples_per_insert,
         "samples_per_insert_measured": tracker.samples_per_insert,
         "env_steps_per_second": env_steps_per_second,
         "updates_per_second": updates_per_second,
@@ -82,6 +84,18 @@ def describe_roles(config: RunConfig) -> list[str]:
     kinds = {"num_workers": "worker", "num_servers": "server", "num_shards": "shard", "num_learners": "learner"}
     counts = [(getattr(config.strategy, field, None), kind) for field, kind in kinds.items()]
     return [f"{count} {kind}{'s' if count != 1 else ''}" for count, kind in counts if isinstance(count, int)]
+
+
+def describe_memory(config: RunConfig, spec: EnvSpec) -> str:
+    """What updates are made from, and how large that is over all roles."""
+    num_parts = replay_parts(config)
+    if isinstance(config.algo, RolloutConfig):
+        where = f" in each of {num_parts} roles" if num_parts > 1 else ""
+        return f"rollouts: {config.algo.rollout_steps} x {config.env.num_envs} steps{where}"
+    over = f" over {num_parts} roles" if num_parts > 1 else ""
+    per_part = -(-config.replay.capacity // num_parts)
+    num_bytes = num_parts * replay_bytes(config.replay.model_copy(update={"capacity": per_part}), spec)
+    return f"replay: {num_parts * per_part:,} transitions, {num_bytes / 1e6:,.1f} MB{over}"
 
 
 def replay_parts(config: RunConfig) -> int:

@@ -17,7 +17,7 @@ from qfleet.errors import CheckpointError, UsageError
 from qfleet.networks.noisy import set_mean_only
 from qfleet.ops.exploration import greedy
 from qfleet.recipe import RunConfig, build_config
-from qfleet.roles.blueprint import Blueprint, pace_of
+from qfleet.roles.blueprint import Blueprint
 from qfleet.storage import read_verified, write_file
 from qfleet.types import Array, BoolArray, EnvSpec, FloatArray, IntArray, ParamSnapshot, SavedFile
 from qfleet.version import __version__
@@ -155,7 +155,7 @@ def make_blueprint(config: RunConfig, spec: EnvSpec, device: str = "cpu") -> Blu
         algo_name=config.algo.name,
         algo=config.algo,
         network=config.network,
-        replay=pace_of(config.algo, config.replay, config.env.num_envs),
+        replay=config.pace,
         seed=config.seed,
         device=device,
     )

@@ -21,7 +21,7 @@ from typing import Literal
 import tomli_w
 from pydantic import SerializeAsAny, field_validator
 
-from qfleet.algos.base import AlgorithmConfig
+from qfleet.algos.base import AlgorithmConfig, RolloutConfig
 from qfleet.config import (
     CheckpointConfig,
     EvaluationConfig,
@@ -39,6 +39,7 @@ from qfleet.engines.base import EngineConfig
 from qfleet.envs.config import EnvConfig
 from qfleet.errors import ConfigError, UsageError
 from qfleet.networks.torso import NetworkConfig
+from qfleet.roles.blueprint import pace_of
 from qfleet.strategies.base import StrategyConfig
 
 # Tables that a plain word may stand for: `--set network=my.nets:MyNet` sets network.kind.
@@ -98,6 +99,11 @@ class RunConfig(Section):
         if value.min_transitions > value.capacity:
             raise ValueError(f"min_transitions {value.min_transitions} is above capacity {value.capacity}")
         return value
+
+    @property
+    def pace(self) -> ReplayConfig:
+        """The replay section as the algorithm takes it: one rollout of its own, where it learns from rollouts."""
+        return pace_of(self.algo, self.replay, self.env.num_envs)
 
     def learning_sha256(self) -> str:
         """Digest of the settings that a resumed run must share: all but those that `is_resumable` allows to change.
@@ -246,19 +252,21 @@ def fits(strategy: ModuleType, algorithm: ModuleType) -> bool:
 
 
 def learns_from(algorithm: ModuleType) -> str:
-    """ "replay" or "rollouts"; see algos/base.py."""
+    """ "replay", "rollouts" or "trajectories"; see algos/base.py."""
     return str(getattr(algorithm.Algorithm, "learns_from", "replay"))
 
 
 def check_fit(config: RunConfig) -> None:
-    """Refuse an algorithm that the strategy cannot train.
+    """Refuse an algorithm that the strategy cannot train, and fields that have no meaning for it.
 
     Raises:
         UsageError: naming the pairs that fit.
+        ConfigError: naming the field and what takes its place.
     """
     algo, strategy = config.algo.name, config.strategy.name
     algorithm = load_plugin("algo", algo)
     if fits(load_plugin("strategy", strategy), algorithm):
+        _check_unread(config)
         return
     strategies = {name: load_plugin("strategy", name) for name in list_plugins("strategy")}
     algorithms = {name: load_plugin("algo", name) for name in list_plugins("algo")}
@@ -272,6 +280,27 @@ def check_fit(config: RunConfig) -> None:
         f"--algo {algo} does not fit --strategy {strategy}: {algo} learns from {learns_from(algorithm)}; "
         f"pairs that fit: {', '.join(pairs) or 'none'}"
     )
+
+
+def _check_unread(config: RunConfig) -> None:
+    """Where an algorithm learns from rollouts, these decide nothing: nobody should believe that they do."""
+    if not isinstance(config.algo, RolloutConfig):
+        return
+    name = config.algo.name
+    defaults = ReplayConfig()
+    for field in ReplayConfig.model_fields:
+        if (value := getattr(config.replay, field)) != getattr(defaults, field):
+            raise ConfigError(
+                f"replay.{field} = {value!r}: {name} learns from rollouts and keeps no replay; leave [replay] "
+                "out and set algo.rollout_steps"
+            )
+    fields = type(config.strategy).model_fields
+    value = getattr(config.strategy, "collect_steps", None)
+    if value is not None and value != fields["collect_steps"].default:
+        raise ConfigError(
+            f"strategy.collect_steps = {value}: {name} collects whole rollouts; leave it out and set algo.rollout_steps"
+        )
+    _ = config.pace  # raises where a rollout cannot be cut into its minibatches
 
 
 def apply_override(raw: dict[str, object], key: str, value: object) -> None:

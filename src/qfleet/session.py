@@ -90,7 +90,7 @@ class Session:
         self.run_dir = run_dir
         self.store = CheckpointStore(run_dir / "checkpoints", config.checkpoint.keep)
         self.control = Control(checkpoint_folder=str(self.store.folder.absolute()))
-        self.tracker = Tracker(self.control.counters, config.replay.min_transitions, engine.is_concurrent)
+        self.tracker = Tracker(self.control.counters, config.pace.min_transitions, engine.is_concurrent)
         self.schedule = Schedule(
             config.evaluation.every_env_steps, config.checkpoint.every_env_steps, config.logging.every_env_steps
         )

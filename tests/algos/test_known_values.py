@@ -118,6 +118,54 @@ def test_masked_chain_learns_the_masked_optimum_and_takes_no_illegal_action(
     np.testing.assert_array_equal(policy.act(np.eye(5, dtype=np.float32), masks), env.optimal_q(GAMMA).argmax(axis=1))
 
 
+@pytest.mark.parametrize(
+    ("mode", "time_limit", "options"),
+    [
+        ("terminate", 50, {}),
+        ("continue", 10, {}),
+        ("continue", 10, {"env.autoreset": "next_step", "env.vectorization": "sync"}),
+    ],
+    ids=["termination", "truncation", "next-step-autoreset"],
+)
+def test_pqn_on_a_chain(experiment: MakeExperiment, mode: str, time_limit: int, options: dict[str, Any]) -> None:
+    # Everything is tried all the time, so only one-step targets (lambda = 0) are those of the optimal policy.
+    changes = {key: value for key, value in TABLE.items() if not key.startswith(("algo.", "replay."))}
+    changes |= {key: value for key, value in TABLE.items() if key.startswith("algo.optimizer")}
+    changes |= {
+        "algo": "pqn",
+        "algo.gamma": GAMMA,
+        "algo.learning_rate": 0.01,
+        "algo.exploration.end": 1.0,
+        "algo.trace_lambda": 0.0,
+        "algo.rollout_steps": 8,
+        "algo.num_epochs": 2,
+        "algo.num_minibatches": 2,
+        "algo.optimizer.decay_updates": 2000,
+        "stop.max_updates": 2000,
+        "env.kwargs": {"num_states": 4, "random_start": True, "mode": mode, "time_limit": time_limit},
+    }
+    q_values = learned_q(experiment("qfleet/Chain-v0", changes | options), 4)
+    assert_within_one_percent(q_values, Chain(4, mode).optimal_q(GAMMA))
+
+
+@pytest.mark.parametrize("algo", ["a2c", "pqn"])
+def test_rollouts_hold_no_illegal_action(
+    experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch, algo: str
+) -> None:
+    taken: set[tuple[int, int]] = set()
+    move = MaskedChain._move
+
+    def watched(self: MaskedChain, state: int, action: int) -> tuple[int, float, bool]:
+        taken.add((state, action))
+        return move(self, state, action)  # raises ValueError on an illegal action
+
+    monkeypatch.setattr(MaskedChain, "_move", watched)
+    env_kwargs = {"num_states": 5, "time_limit": 7, "random_start": True}
+    experiment("qfleet/MaskedChain-v0", {"algo": algo, "env.kwargs": env_kwargs}).run()
+    env = MaskedChain(5)
+    assert taken == {(state, action) for state in range(5) for action in np.flatnonzero(env.action_mask(state))}
+
+
 def test_the_toy_environments_are_what_the_closed_forms_assume() -> None:
     # Decoy check: with termination and truncation exchanged the two chains would differ by a factor 1 / (1 - gamma).
     assert Chain(4, "continue").optimal_q(GAMMA)[3, 1] == pytest.approx(5.0)

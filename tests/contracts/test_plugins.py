@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 
-from qfleet.algos.base import AlgorithmConfig
+from qfleet.algos.base import AlgorithmConfig, EpochsConfig, ReplayAlgorithmConfig
 from qfleet.engines.base import EngineConfig
+from qfleet.errors import UsageError
 from qfleet.experiment import Experiment
-from qfleet.recipe import list_plugins, load_plugin
+from qfleet.recipe import fits, list_plugins, load_plugin
 from qfleet.session import CheckpointSaved
 from qfleet.strategies.base import Drained, Rollout, SnapshotPublished, StrategyConfig, Update
 from qfleet.validation import Validated
@@ -37,6 +38,7 @@ def short_name(module: ModuleType) -> str:
 
 
 ALGOS, STRATEGIES, ENGINES = (modules_of(f"qfleet.{folder}") for folder in ("algos", "strategies", "engines"))
+DQN = next(module for module in ALGOS if short_name(module) == "dqn")
 CASES = [
     *((module, "algo", AlgorithmConfig, "Algorithm") for module in ALGOS),
     *((module, "strategy", StrategyConfig, "run") for module in STRATEGIES),
@@ -65,8 +67,27 @@ def test_a_strategy_is_a_generator_with_the_protocols_arguments(module: ModuleTy
 
 
 MakeExperiment = Callable[..., Experiment]
-PAIRS = [(strategy, engine, ALGOS[0]) for strategy, engine in itertools.product(STRATEGIES, ENGINES)]
-PAIRS += [(strategy, ENGINES[0], algo) for strategy, algo in itertools.product(STRATEGIES, ALGOS[1:])]
+FITTING = {strategy: [algo for algo in ALGOS if fits(strategy, algo)] for strategy in STRATEGIES}
+INLINE = next(engine for engine in ENGINES if short_name(engine) == "inline")
+# Every strategy on every engine with one algorithm, dqn where that fits; every other algorithm that fits on inline.
+FIRST = {strategy: DQN if DQN in FITTING[strategy] else FITTING[strategy][0] for strategy in STRATEGIES}
+PAIRS = [(strategy, engine, FIRST[strategy]) for strategy, engine in itertools.product(STRATEGIES, ENGINES)]
+PAIRS += [(strategy, INLINE, algo) for strategy in STRATEGIES for algo in FITTING[strategy] if algo != FIRST[strategy]]
+REFUSED = [(strategy, algo) for strategy in STRATEGIES for algo in ALGOS if algo not in FITTING[strategy]]
+
+
+def test_every_algorithm_has_a_strategy_and_every_strategy_an_algorithm() -> None:
+    assert all(FITTING.values())
+    assert set(itertools.chain(*FITTING.values())) == set(ALGOS)
+
+
+@pytest.mark.parametrize(("strategy", "algo"), REFUSED, ids=lambda module: short_name(module))
+def test_a_pair_that_does_not_fit_is_refused_by_name(
+    experiment: MakeExperiment, strategy: ModuleType, algo: ModuleType
+) -> None:
+    message = f"--algo {short_name(algo)} does not fit --strategy {short_name(strategy)}: "
+    with pytest.raises(UsageError, match=message):
+        experiment("qfleet/Identity-v0", {"strategy": short_name(strategy), "algo": short_name(algo)})
 
 
 @pytest.mark.parametrize(("strategy", "engine_module", "algo"), PAIRS, ids=lambda module: short_name(module))
@@ -79,12 +100,17 @@ def test_every_pair_trains(
         "algo": short_name(algo),
         "algo.learning_rate": 0.01,
         "algo.gamma": 0.0,
-        "replay.samples_per_insert": 8.0,
         "stop.max_env_steps": 600,
         "checkpoint.every_env_steps": 300,
         "evaluation.every_env_steps": 300,
         "evaluation.final_episodes": 50,
     }
+    if issubclass(algo.Config, ReplayAlgorithmConfig):
+        changes["replay.samples_per_insert"] = 8.0
+    elif issubclass(algo.Config, EpochsConfig):
+        changes |= {"algo.num_epochs": 8, "algo.num_minibatches": 2}
+    else:  # each trajectory is trained on once
+        changes |= {"algo.rollout_steps": 2, "algo.learning_rate": 0.05}
     run = experiment("qfleet/Identity-v0", changes)
     events = list(run.stream())
     kinds = {type(event) for event in events}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from qfleet.ops.optimizers import adam_step_, clip_scale, rmsprop_step_, sgd_step_
+from qfleet.ops.optimizers import adam_step_, clip_scale, radam_step_, rmsprop_step_, sgd_step_
 
 NUM_STEPS = 50
 
@@ -29,6 +29,14 @@ def test_the_first_adam_step_is_the_learning_rate_against_the_sign() -> None:
     np.testing.assert_allclose(second, [0.016, 1e-7], rtol=1e-4)
 
 
+def test_the_first_radam_steps_are_momentum() -> None:
+    # With beta2 = 0.999 the average's length is 1 at first, too short to adapt by: the step is 0.5 g whatever |g| is.
+    vector, first, second, num_steps = torch.tensor([1.0, 1.0]), torch.zeros(2), torch.zeros(2), torch.zeros(())
+    radam_step_(vector, torch.tensor([4.0, -0.01]), first, second, num_steps, 0.5, 0.9, 0.999, 1e-8)
+    assert num_steps.item() == 1
+    np.testing.assert_allclose(vector, [-1.0, 1.005], rtol=1e-5)
+
+
 def test_rmsprop_by_hand() -> None:
     # v = 0.75 * 0 + 0.25 * 16 = 4; step = 0.3 * 4 / (2 + 1) = 0.4, epsilon outside the root.
     vector, second = torch.tensor([1.0]), torch.zeros(1)
@@ -46,6 +54,11 @@ def adam(num_parameters: int) -> Step:
     return lambda vector, gradient: adam_step_(vector, gradient, first, second, num_steps, 0.03, 0.8, 0.95, 1e-4)
 
 
+def radam(num_parameters: int) -> Step:
+    first, second, num_steps = torch.zeros(num_parameters), torch.zeros(num_parameters), torch.zeros(())
+    return lambda vector, gradient: radam_step_(vector, gradient, first, second, num_steps, 0.03, 0.8, 0.95, 1e-4)
+
+
 def rmsprop(num_parameters: int) -> Step:
     second = torch.zeros(num_parameters)
     return lambda vector, gradient: rmsprop_step_(vector, gradient, second, 0.03, 0.9, 1e-3)
@@ -59,10 +72,11 @@ def sgd(num_parameters: int) -> Step:
     ("ours", "theirs"),
     [
         (adam, lambda p: torch.optim.Adam([p], lr=0.03, betas=(0.8, 0.95), eps=1e-4)),
+        (radam, lambda p: torch.optim.RAdam([p], lr=0.03, betas=(0.8, 0.95), eps=1e-4)),
         (rmsprop, lambda p: torch.optim.RMSprop([p], lr=0.03, alpha=0.9, eps=1e-3)),
         (sgd, lambda p: torch.optim.SGD([p], lr=0.03)),
     ],
-    ids=["adam", "rmsprop", "sgd"],
+    ids=["adam", "radam", "rmsprop", "sgd"],
 )
 def test_equals_torch_over_random_steps(
     ours: Callable[[int], Step], theirs: Callable[[torch.Tensor], torch.optim.Optimizer]
@@ -79,7 +93,7 @@ def test_equals_torch_over_random_steps(
         np.testing.assert_allclose(vector, reference.detach(), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("rule", [adam, rmsprop, sgd])
+@pytest.mark.parametrize("rule", [adam, radam, rmsprop, sgd])
 def test_a_slice_of_the_vector_steps_like_the_whole(rule: Callable[[int], Step]) -> None:
     # 37 = 13 + 24: neither part is a multiple of a SIMD register, so the kernels' edges are in it.
     generator = torch.Generator().manual_seed(1)

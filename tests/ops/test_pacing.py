@@ -51,6 +51,18 @@ def test_what_is_reserved_is_not_given_twice() -> None:
             change(-1)
 
 
+def test_what_is_owed_for_lost_transitions_is_dropped() -> None:
+    pace = Pace(112, 32, 100, 8.0, 32)
+    assert pace.updates_allowed() == 2
+    pace.drop_owed()
+    assert (pace.updates_allowed(), pace.num_samples_reserved) == (0, 96)
+    pace.num_inserted += 4
+    assert pace.updates_allowed() == 1, "what comes next counts in full"
+    early = Pace(50, 0, 100, 8.0, 32)
+    early.drop_owed()
+    assert early.num_samples_reserved == 0
+
+
 @pytest.mark.parametrize(
     ("num_inserted", "num_samples", "slack", "num_in_flight", "expected"),
     [

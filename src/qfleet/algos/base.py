@@ -21,9 +21,7 @@ from qfleet.networks.flat import FlatNetwork
 from qfleet.networks.heads import LinearHead, QNetwork
 from qfleet.networks.optimizer import OptimizerConfig
 from qfleet.networks.torso import NetworkConfig, Torso
-from qfleet.ops.actor_critic import log_policy
 from qfleet.ops.exploration import sample_policy
-from qfleet.ops.q_learning import select_action_values
 from qfleet.types import (
     Array,
     BoolArray,
@@ -57,6 +55,7 @@ class AlgorithmConfig(Section):
     """Fields that every algorithm has. A module extends one of the classes below as its `Config`."""
 
     has_target: ClassVar[bool] = False  # whether a target network stands beside the optimizer
+    value_name: ClassVar[str] = "mean_q"  # what LossOutput.mean_value is called in the log
 
     name: str
     learning_rate: PositiveFloat = 1e-3
@@ -121,12 +120,10 @@ class EpochsConfig(RolloutConfig):
     num_minibatches: PositiveInt = 1
 
 
-class PolicyConfig(AlgorithmConfig):
-    """Fields of algorithms that learn a policy beside its values; mixed in with RolloutConfig or EpochsConfig.
+class PolicyConfig(RolloutConfig):
+    """Fields of algorithms whose network is a policy (logits) and its value."""
 
-    `entropy_bonus` times the policy's entropy in nats is taken off the loss, `value_coefficient` times half the squared
-    error of the values is added to it.
-    """
+    value_name: ClassVar[str] = "mean_v"
 
     entropy_bonus: NonNegativeFloat = 0.01
     value_coefficient: NonNegativeFloat = 0.5
@@ -268,39 +265,6 @@ class ActingAlgorithm(Algorithm, Protocol):
         """float32 [K], `Acted.value` of observations [K, *O] that are not acted on; no gradient."""
 
 
-class ActorCritic:
-    """How algorithms with policy and values in one network act. Logits first, V(s) in the last column."""
-
-    def build_network(self, network: NetworkConfig, spec: EnvSpec) -> nn.Module:
-        """Observations [B, *O] -> [B, A + 1]."""
-        torso = Torso(network, spec.obs_shape, spec.obs_dtype)
-        return QNetwork(torso, LinearHead(torso.num_features, spec.num_actions + 1, noisy=False))
-
-    def action_values(self, network: FlatNetwork, obs: Tensor) -> Tensor:
-        """[B, *O] -> the logits, float [B, A]."""
-        output: Tensor = network.infer(obs)
-        return output[:, :-1]
-
-    def act(
-        self,
-        network: FlatNetwork,
-        obs: Array,
-        mask: BoolArray | None,
-        epsilon: float | npt.NDArray[np.float64],
-        generator: np.random.Generator,
-    ) -> Acted:
-        """Draw each environment's action from the policy, which explores by itself: `epsilon` is not looked at."""
-        output = torch.from_numpy(infer(network, obs))
-        log_policy_EA = log_policy(output[:, :-1], None if mask is None else torch.from_numpy(mask))
-        action_E = sample_policy(log_policy_EA.exp().numpy(), generator)
-        log_prob_E = select_action_values(log_policy_EA, torch.from_numpy(action_E))
-        return Acted(action_E, log_prob_E.numpy(), output[:, -1].numpy())
-
-    def values(self, network: FlatNetwork, obs: Array, mask: BoolArray | None) -> FloatArray:
-        """V(s): [K, *O] -> float32 [K]."""
-        return infer(network, obs)[:, -1]
-
-
 class RolloutAlgorithm(ActingAlgorithm, Protocol):
     """The contract between an algorithm that learns from minibatches of rollouts and the roles."""
 
@@ -316,6 +280,62 @@ class TrajectoryAlgorithm(ActingAlgorithm, Protocol):
 
     def backpropagate(self, online: FlatNetwork, trajectories: Trajectories) -> LossOutput:
         """Fill online.gradient from trajectories [T, E, ...], of one or of several versions of the policy."""
+
+
+class PolicyAlgorithm:
+    """The acting half of an algorithm whose network gives [B, A + 1]: logits, and the value in the last column."""
+
+    def build_network(self, network: NetworkConfig, spec: EnvSpec) -> nn.Module:
+        """Observations [B, *O] -> logits and value [B, A + 1], by one linear layer on a shared torso."""
+        torso = Torso(network, spec.obs_shape, spec.obs_dtype)
+        return QNetwork(torso, LinearHead(torso.num_features, spec.num_actions + 1, noisy=False))
+
+    def action_values(self, network: FlatNetwork, obs: Tensor) -> Tensor:
+        """The logits: [B, *O] -> float [B, A]."""
+        logits: Tensor = network.infer(obs)[:, :-1]
+        return logits
+
+    def act(
+        self,
+        network: FlatNetwork,
+        obs: Array,
+        mask: BoolArray | None,
+        epsilon: float | npt.NDArray[np.float64],
+        generator: np.random.Generator,
+    ) -> Acted:
+        """Draw from the policy; illegal actions have probability 0, and epsilon no meaning."""
+        output_EA = infer(network, obs)
+        logits_EA = output_EA[:, :-1]
+        if mask is not None:
+            logits_EA = np.where(mask, logits_EA, -np.inf)
+        shifted_EA = logits_EA - logits_EA.max(axis=1, keepdims=True)
+        policy_EA = np.exp(shifted_EA)
+        action = sample_policy(policy_EA, generator)
+        log_prob = shifted_EA[np.arange(len(action)), action] - np.log(policy_EA.sum(axis=1))
+        return Acted(action, log_prob, output_EA[:, -1])
+
+    def values(self, network: FlatNetwork, obs: Array, mask: BoolArray | None) -> FloatArray:
+        """V of observations [K, *O]: float32 [K]."""
+        return infer(network, obs)[:, -1]
+
+
+def rollout_rows(
+    trajectories: Trajectories, target: npt.NDArray[np.float32], advantage: npt.NDArray[np.float32] | None = None
+) -> RolloutBatch:
+    """The T * E rows of a rollout, time first, with targets and advantages float32 [T, E]; invalid ones weigh nothing.
+
+    Weights are scaled so that the mean over the rollout is that over its valid rows.
+    """
+    valid = trajectories.valid.reshape(-1)
+    mask = trajectories.action_mask
+    return RolloutBatch(
+        obs=trajectories.obs.reshape(-1, *trajectories.obs.shape[2:]),
+        action=trajectories.action.reshape(-1),
+        weight=valid.astype(np.float32) * np.float32(len(valid) / max(int(valid.sum()), 1)),
+        target=target.reshape(-1),
+        advantage=None if advantage is None else advantage.reshape(-1),
+        action_mask=None if mask is None else mask.reshape(-1, mask.shape[2]),
+    )
 
 
 def infer(network: FlatNetwork, obs: Array) -> FloatArray:

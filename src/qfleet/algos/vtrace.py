@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qfleet.algos.base import ActorCritic, LearnsFrom, LossOutput, PolicyConfig, RolloutConfig
+from qfleet.algos.base import LearnsFrom, LossOutput, PolicyAlgorithm, PolicyConfig, rollout_rows
 from qfleet.config import Fraction, PositiveFloat
 from qfleet.networks.flat import FlatNetwork
 from qfleet.ops.actor_critic import actor_critic_loss, log_policy
@@ -19,7 +19,7 @@ from qfleet.ops.returns import vtrace
 from qfleet.types import Trajectories
 
 
-class Config(PolicyConfig, RolloutConfig):
+class Config(PolicyConfig):
     """The [algo] section of a V-trace recipe.
 
     Attributes:
@@ -34,7 +34,7 @@ class Config(PolicyConfig, RolloutConfig):
     trace_lambda: Fraction = 1.0
 
 
-class Algorithm(ActorCritic):
+class Algorithm(PolicyAlgorithm):
     """Actor-critic with V-trace targets.
 
     Args:
@@ -97,15 +97,14 @@ class Algorithm(ActorCritic):
             c_clip=config.c_clip,
             trace=config.trace_lambda,
         )
-        valid = trajectories.valid
-        weight = valid.astype(np.float32) * (valid.size / max(1, int(np.count_nonzero(valid))))
+        weight = rollout_rows(trajectories, corrected.target).weight
         out = actor_critic_loss(
             output,
             log_policy_BA,
             action,
             rows(corrected.advantage),
             rows(corrected.target),
-            rows(weight),
+            torch.from_numpy(weight).to(device),
             entropy_bonus=config.entropy_bonus,
             value_coefficient=config.value_coefficient,
         )

@@ -218,7 +218,7 @@ class Progress:
             target=session.target_return,
             env_steps_per_second=env_steps_per_second,
             updates_per_second=updates_per_second,
-            ratio_asked=session.config.replay.samples_per_insert,
+            ratio_asked=session.config.pace.samples_per_insert,
             ratio_measured=tracker.samples_per_insert,
             epsilon=tracker.metrics.get("epsilon"),
             fraction=max((min(value / limit, 1.0) for value, limit in zip(done, asked, strict=True)), default=0.0),

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from qfleet.config import Fraction, PositiveFloat, PositiveInt, Section
-from qfleet.ops.optimizers import adam_step_, rmsprop_step_, sgd_step_
+from qfleet.ops.optimizers import adam_step_, radam_step_, rmsprop_step_, sgd_step_
 from qfleet.ops.schedules import cosine, linear
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -19,10 +19,10 @@ class OptimizerConfig(Section):
     """Optimizer and learning-rate schedule.
 
     `decay_updates` is how many updates the schedule takes from `learning_rate` to `learning_rate * end_fraction`.
-    `epsilon` is Adam's and RMSProp's; `max_grad_norm` clips the global norm, None leaves it.
+    `epsilon` is Adam's, RAdam's and RMSProp's; `max_grad_norm` clips the global norm, None leaves it.
     """
 
-    name: Literal["adam", "rmsprop", "sgd"] = "adam"
+    name: Literal["adam", "radam", "rmsprop", "sgd"] = "adam"
     epsilon: PositiveFloat = 1e-8
     beta1: Decay = 0.9
     beta2: Decay = 0.999
@@ -37,7 +37,7 @@ class VectorOptimizer:
     """Optimizer state beside one vector.
 
     Attributes:
-        moments: float32 [M, P], the state vectors: M = 2 for adam (first, second), 1 for rmsprop, 0 for sgd.
+        moments: float32 [M, P], the state vectors: M = 2 for adam and radam (first, second), 1 for rmsprop, 0 for sgd.
         num_steps: float scalar tensor, steps taken.
     """
 
@@ -45,7 +45,7 @@ class VectorOptimizer:
         self.config = config
         self.learning_rate = learning_rate
         self.vector = vector
-        num_moments = {"adam": 2, "rmsprop": 1, "sgd": 0}[config.name]
+        num_moments = {"adam": 2, "radam": 2, "rmsprop": 1, "sgd": 0}[config.name]
         self.moments = torch.zeros(num_moments, vector.numel(), device=vector.device)
         self.num_steps = torch.zeros((), device=vector.device)
 
@@ -62,9 +62,10 @@ class VectorOptimizer:
         """Apply one gradient (float32 [P]) to the vector, in place; `rate_scale` is a factor on the learning rate."""
         config = self.config
         rate = self.current_learning_rate(num_updates) * rate_scale
-        if config.name == "adam":
+        if config.name in ("adam", "radam"):
             first, second = self.moments[0], self.moments[1]
-            adam_step_(
+            step_ = adam_step_ if config.name == "adam" else radam_step_
+            step_(
                 self.vector, gradient, first, second, self.num_steps, rate, config.beta1, config.beta2, config.epsilon
             )
         elif config.name == "rmsprop":

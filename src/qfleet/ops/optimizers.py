@@ -5,6 +5,8 @@ A server that holds a slice of the vector calls the same functions on its slice.
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 from torch.optim.adam import adam
 
@@ -43,6 +45,37 @@ def adam_step_(
         eps=epsilon,
         maximize=False,
     )
+
+
+def radam_step_(
+    vector: Tensor,
+    gradient: Tensor,
+    first_moment: Tensor,
+    second_moment: Tensor,
+    num_steps: Tensor,
+    learning_rate: float,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+) -> None:
+    """Rectified Adam (Liu et al. 2020, algorithm 2): no adaptive step before the second moment can be trusted.
+
+    Arguments as of `adam_step_`.
+    """
+    num_steps += 1
+    step = float(num_steps)
+    first_moment.lerp_(gradient, 1.0 - beta1)
+    second_moment.mul_(beta2).addcmul_(gradient, gradient, value=1.0 - beta2)
+    rate = learning_rate / (1.0 - beta1**step)
+    decay = beta2**step
+    longest = 2.0 / (1.0 - beta2) - 1.0
+    length = longest - 2.0 * step * decay / (1.0 - decay)
+    if length <= 5.0:
+        vector.add_(first_moment, alpha=-rate)
+        return
+    rectified = ((length - 4) * (length - 2) * longest) / ((longest - 4) * (longest - 2) * length)
+    rate *= math.sqrt(rectified * (1.0 - decay))
+    vector.addcdiv_(first_moment, second_moment.sqrt().add_(epsilon), value=-rate)
 
 
 def rmsprop_step_(

@@ -97,6 +97,11 @@ class Pace:
             )
         self.num_samples_reserved -= num_samples
 
+    def drop_owed(self) -> None:
+        """Counts the updates that are owed as made: what they were to be made on is lost."""
+        owed_on = max(0, self.num_inserted - self.min_transitions)
+        self.num_samples_reserved = round(owed_on * self.samples_per_insert)
+
     def inserts_allowed(self, slack: float, num_in_flight: int = 0) -> int:
         """How many more transitions may be asked for before the training side must catch up.
 

@@ -176,7 +176,7 @@ class BaseLearner(ABC):
 
     def metrics(self, loss: float, value: float) -> dict[str, float]:
         """What is logged of the updates since the last report, given the mean loss and value over them."""
-        return {"loss": loss, "mean_q": value, "grad_norm": self.gradient_norm, **self.extras}
+        return {"loss": loss, self.config.value_name: value, "grad_norm": self.gradient_norm, **self.extras}
 
     def importance_exponent(self) -> float:
         """Beta of the importance weights at the present version; 0 where all rows weigh the same."""

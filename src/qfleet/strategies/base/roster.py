@@ -228,6 +228,7 @@ class Roster:
         files = control.saved_files.get(name, [])
         control.count("transitions_lost", min(member.num_unsaved, self.blueprint.replay.capacity))
         member.num_held = member.num_unsaved = 0
+        self._drop_rollout(member)
         sources = member.sources or replay_source(control.checkpoint_folder, name, files)
         incarnation = self.engine.incarnation(member.ref)
         return self.engine.submit(member.ref, "restore", incarnation, control.saved_tag, sources, *self.published())
@@ -237,6 +238,11 @@ class Roster:
         member.pace.num_samples_reserved = state["samples"]
         member.sequence = state["sequence"]
         member.group.clocks.advance(member.ref.name, state["clock"])
+
+    def _drop_rollout(self, member: Member) -> None:
+        """A rollout in progress is lost; its updates are not to be made on the next one."""
+        if self.blueprint.learns_from_rollouts:
+            member.pace.drop_owed()
 
     def _redistribute(self, saved: Saved, old: list[str], workers: dict[str, dict[str, int]]) -> None:
         """Other workers than those that saved: deal out their replays and what their paces have counted."""
@@ -252,6 +258,7 @@ class Roster:
             receipt: Receipt
             receipt, _ = call(self.engine, member.ref, "restore", 0, saved.tag, sources, *self.published())
             member.num_held, member.sources = int(receipt.metrics["num_restored"]), sources
+            self._drop_rollout(member)
             member.sequence = next_sequence
 
 

@@ -1,0 +1,59 @@
+"""Settings without a meaning for an algorithm that learns from rollouts are refused in one line, at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from qfleet.errors import ConfigError, UsageError
+from qfleet.experiment import Experiment
+
+MakeExperiment = Callable[..., Experiment]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"replay.capacity": 5000}, r"replay.capacity = 5000: a2c learns from rollouts .* algo.rollout_steps"),
+        ({"replay.samples_per_insert": 2.0}, r"replay.samples_per_insert = 2.0: a2c"),
+        ({"replay.sampler": "prioritized"}, r"replay.sampler = 'prioritized': a2c"),
+        ({"strategy.collect_steps": 4}, r"strategy.collect_steps = 4: a2c collects whole .* algo.rollout_steps"),
+        (
+            {"algo.num_minibatches": 3},
+            r"algo.num_minibatches = 3: .* algo.rollout_steps \* env.num_envs = 4 \* 4 = 16 steps",
+        ),
+        ({"algo.batch_size": 16}, r"algo.batch_size = 16: no such field"),
+        ({"algo.target_tau": 0.1}, r"algo.target_tau = 0.1: no such field"),
+        ({"algo.exploration.end": 0.1}, r"algo.exploration = .*: no such field"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_refused_in_one_line(experiment: MakeExperiment, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        experiment("CartPole-v1", {"algo": "a2c", **changes})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("strategy", ["distributed_replay", "federated"])
+@pytest.mark.parametrize("algo", ["a2c", "pqn"])
+def test_strategies_that_give_replay_are_refused(experiment: MakeExperiment, algo: str, strategy: str) -> None:
+    with pytest.raises(UsageError, match=f"--algo {algo} does not fit --strategy {strategy}.*{algo} x serial"):
+        experiment("CartPole-v1", {"algo": algo, "strategy": strategy})
+
+
+def test_a_written_configuration_reads_back(experiment: MakeExperiment) -> None:
+    run = experiment("CartPole-v1", {"algo": "pqn", "strategy": "all_reduce", "stop.max_env_steps": 64})
+    assert "rollouts: 4 x 4 steps in each of 4 roles" in run.describe()
+    run.run()
+    assert Experiment.resume(run.run_dir).config == run.config
+
+
+@pytest.mark.parametrize(("recipe", "wait"), [("a2c", "sync"), ("a3c", "async")])
+def test_recipes_leave_the_environment_open(recipe: str, wait: str) -> None:
+    config = Experiment.from_recipe("qfleet/Identity-v0", recipe=recipe).config
+    assert (config.algo.name, config.strategy.wait) == ("a2c", wait)  # type: ignore[attr-defined]
+    assert Experiment.from_recipe("qfleet/Identity-v0", recipe="pqn").config.network.layer_norm
+    with pytest.raises(UsageError, match="no environment is named"):
+        Experiment(config.model_copy(update={"env": config.env.model_copy(update={"id": None})}))
