@@ -169,15 +169,18 @@ def pace_of(algo: AlgorithmConfig, replay: ReplayConfig, num_envs: int) -> Repla
     """The replay section by which a run is paced.
 
     Where a worker's replay is its present rollout, that holds one rollout of `num_envs` environments and has each of
-    its rows trained on `num_epochs` times: every rollout allows exactly num_epochs * num_minibatches updates.
+    its rows trained on `num_epochs` times: every rollout allows exactly num_epochs * num_minibatches updates. A
+    trajectory that travels to a learner is trained on once.
 
     Raises:
         ConfigError: the rollout cannot be cut into `num_minibatches`.
     """
-    if not isinstance(algo, EpochsConfig):
+    if not isinstance(algo, RolloutConfig):
         return replay
-    num_rows = minibatch_size(algo, num_envs) * algo.num_minibatches
-    paced = {"capacity": num_rows, "min_transitions": 0, "samples_per_insert": float(algo.num_epochs)}
+    num_rows, num_epochs = algo.rollout_steps * num_envs, 1
+    if isinstance(algo, EpochsConfig):
+        num_rows, num_epochs = minibatch_size(algo, num_envs) * algo.num_minibatches, algo.num_epochs
+    paced = {"capacity": num_rows, "min_transitions": 0, "samples_per_insert": float(num_epochs)}
     return ReplayConfig().model_copy(update=paced)
 
 
