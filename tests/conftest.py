@@ -93,7 +93,9 @@ def experiment(tmp_path: Path) -> MakeExperiment:
     """experiment("qfleet/Identity-v0", {"seed": 3}, run_dir="a"): a tiny run with some fields changed."""
 
     def make(env_id: str, overrides: dict[str, Any] | None = None, run_dir: str = "run", env: Any = None) -> Experiment:
-        return Experiment(tiny_config(env_id, overrides or {}), tmp_path / run_dir, env)
+        made = Experiment(tiny_config(env_id, overrides or {}), tmp_path / run_dir, env)
+        made.recipe = "vector"
+        return made
 
     return make
 

@@ -118,6 +118,26 @@ def test_every_transition_is_in_a_replay_or_counted_as_lost(
     assert control.tallies["transitions_lost"] > 200
 
 
+@pytest.mark.parametrize("rules", ["sync", "async", "groups", "all_reduce"])
+def test_a_rollout_dies_with_its_worker_and_with_it_what_it_owed(experiment: MakeExperiment, rules: str) -> None:
+    changes = {key: value for key, value in BASE.items() if not key.startswith("replay.")}
+    changes |= RULES.get(rules, {"strategy": rules})
+    changes |= {"algo": "pqn", "algo.num_epochs": 8, "algo.num_minibatches": 4}
+    run = experiment("qfleet/Identity-v0", changes)
+    killed = kill_while_it_runs(run, 1, 40.0, ("worker-",))
+    assert sum(killed.values()) >= 3
+    assert run.session is not None
+    assert run.session.stop_reason == "max_env_steps"
+    control = run.session.control
+    assert control.counters.num_env_steps == control.counters.num_inserted >= 2000
+    # Never more than eight times over any rollout; those that died were gone over less often.
+    assert 5.0 < run.session.tracker.samples_per_insert <= 8.0
+    assert control.tallies["transitions_lost"] <= 16 * control.tallies["restarts.killed"]
+    from qfleet.policy import load_policy
+
+    assert load_policy(run.run_dir).act(np.eye(4, dtype=np.float32)).tolist() == [0, 1, 2, 3], "and it has learned"
+
+
 @pytest.mark.parametrize("num_workers", [2, 5])
 def test_a_worker_that_dies_before_its_first_checkpoint_has_its_share_again(
     experiment: MakeExperiment, num_workers: int
