@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from qfleet.envs.toy import Chain, Identity, MaskedChain
 from qfleet.experiment import Experiment
@@ -164,6 +165,30 @@ def test_rollouts_hold_no_illegal_action(
     experiment("qfleet/MaskedChain-v0", {"algo": algo, "env.kwargs": env_kwargs}).run()
     env = MaskedChain(5)
     assert taken == {(state, action) for state in range(5) for action in np.flatnonzero(env.action_mask(state))}
+
+
+@pytest.mark.parametrize("max_policy_lag", [0, 3])
+def test_vtrace_with_a_time_limit(experiment: MakeExperiment, max_policy_lag: int) -> None:
+    # As above, cut every 5 steps: by a policy that always takes the right action, each state is worth 5.
+    changes = {key: value for key, value in TABLE.items() if not key.startswith(("algo.", "replay."))}
+    changes |= {key: value for key, value in TABLE.items() if key.startswith("algo.optimizer")}
+    changes |= {
+        "algo": "vtrace",
+        "strategy": "actor_learner",
+        "strategy.max_policy_lag": max_policy_lag,
+        "algo.gamma": GAMMA,
+        "algo.learning_rate": 0.01,
+        "algo.entropy_bonus": 0.0,
+        "algo.rollout_steps": 8,
+        "env.kwargs": {"num_actions": 3, "length": 1_000_000},
+        "env.max_episode_steps": 5,
+    }
+    run = experiment("qfleet/Identity-v0", changes)
+    run.run()
+    network = load_policy(run.run_dir)._network
+    output = network.infer(torch.eye(3)).numpy()
+    np.testing.assert_allclose(output[:, -1], 5.0, rtol=0.01)
+    np.testing.assert_array_equal(output[:, :-1].argmax(axis=1), [0, 1, 2])
 
 
 def test_the_toy_environments_are_what_the_closed_forms_assume() -> None:

@@ -109,6 +109,8 @@ def test_every_pair_trains(
         changes["replay.samples_per_insert"] = 8.0
     elif issubclass(algo.Config, EpochsConfig):
         changes |= {"algo.num_epochs": 8, "algo.num_minibatches": 2}
+    else:  # each trajectory is trained on once
+        changes |= {"algo.rollout_steps": 2, "algo.learning_rate": 0.05}
     run = experiment("qfleet/Identity-v0", changes)
     events = list(run.stream())
     kinds = {type(event) for event in events}

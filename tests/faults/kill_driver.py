@@ -4,6 +4,7 @@ test_ray_kills.py.
 Its argument is a JSON object:
 
     run_dir, env, overrides   a new run on the ray engine
+    recipe                    its recipe
     strikes                   how often to strike
     first, last               env steps between which the moments are drawn
     kinds                     prefixes of the names of the roles to be struck, in turn
@@ -148,7 +149,8 @@ def main() -> None:
     Path(Recording.path).touch()
     facts, started = Facts(), time.monotonic()
     striker = Striker(command, facts)
-    run = Experiment.from_recipe(command["env"], recipe="vector", run_dir=run_dir, overrides=command["overrides"])
+    recipe, overrides = command["recipe"], command["overrides"]
+    run = Experiment.from_recipe(command["env"], recipe=recipe, run_dir=run_dir, overrides=overrides)
     family: list[Process] = []
     folder, version = "", 0
     for event in run.stream():
@@ -205,6 +207,8 @@ def versions(engine: Engine) -> dict[str, int]:
         kind = name.partition("-")[0]
         if kind == "worker" and "server-0" not in names and "aggregator" not in names:
             question: tuple[Any, ...] = ("standing",)  # a rank of all-reduce
+        elif kind == "learner" and "shard-0" not in names:
+            question = ("snapshot",)  # every update of its publishes
         elif kind in ASK_VERSION:
             question = ASK_VERSION[kind]
         else:

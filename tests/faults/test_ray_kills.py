@@ -56,7 +56,9 @@ STRATEGIES: dict[str, dict[str, Any]] = {
         "strategy.num_learners": 2,
     },
     "federated": {"strategy": "federated", "strategy.num_workers": 3, "strategy.local_steps": 5},
+    "impala": {"strategy.num_workers": 2, "strategy.max_policy_lag": 3, "algo.rollout_steps": 4},
 }
+ON_ROLLOUTS = {"impala"}  # recipes of their own, without a replay
 KINDS = {
     "sync": ["worker-", "server-"],
     "async-3-servers": ["worker-", "server-"],
@@ -65,6 +67,7 @@ KINDS = {
     "replay": ["actor-", "shard-", "learner-"],
     "replay-2-learners": ["actor-", "shard-", "learner-"],
     "federated": ["worker-", "aggregator"],
+    "impala": ["actor-", "learner-"],
 }
 KILLS = {
     "sync": 10,
@@ -74,6 +77,7 @@ KILLS = {
     "replay": 8,
     "replay-2-learners": 6,
     "federated": 6,
+    "impala": 8,
 }
 assert sum(KILLS.values()) >= 50
 Strike = Callable[..., dict[str, Any]]
@@ -88,9 +92,14 @@ def strike(tmp_path: Path, tiny: dict[str, Any]) -> Strike:
         first, last = 2 * every, (strikes + 2) * every
         changes = tiny | BASE | STRATEGIES[name] | {"evaluation.every_env_steps": last + 2 * every}
         changes |= {"stop.max_env_steps": 40_000} | overrides
+        recipe = name if name in ON_ROLLOUTS else "vector"
+        if name in ON_ROLLOUTS:
+            own = {"algo.learning_rate", "algo.gamma", *STRATEGIES[name]}
+            changes = {key: changes[key] for key in changes if key in own or not key.startswith(("algo.", "replay."))}
         command = {
             "run_dir": str(tmp_path / "run"),
             "env": "qfleet/Identity-v0",
+            "recipe": recipe,
             "overrides": changes,
             "strikes": strikes,
             "first": first,
@@ -135,14 +144,21 @@ def check_books(facts: dict[str, Any], strikes: int) -> None:
     assert counters["num_env_steps"] == facts["rollouts"]
     assert counters["num_inserted"] == facts["inserted"]
     assert set(facts["versions"].values()) == {counters["num_updates"]}
-    assert facts["rows"] == counters["num_inserted"] - tallies.get("transitions_lost", 0)
+    if summary["algo"] == "dqn":
+        check_replay(facts)
     if "updates_lost" not in tallies or summary["strategy"] != "distributed_replay":  # whose learners go back
         assert facts["went_back"] == []
+    assert facts["num_processes"] > 5, "the roles, and Ray's own"
+    assert (facts["left_processes"], facts["left_files"], facts["frozen_left"]) == ([], [], 0)
+
+
+def check_replay(facts: dict[str, Any]) -> None:
+    """Every transition is there, and trained on as often as was asked."""
+    counters, tallies, summary = facts["counters"], facts["tallies"], facts["summary"]
+    assert facts["rows"] == counters["num_inserted"] - tallies.get("transitions_lost", 0)
     # A tenth below what was asked: what the last deaths have delayed, and what is owed for less than a batch.
     assert 0.9 * PACE <= summary["samples_per_insert_measured"] <= PACE + 0.01
     assert counters["num_samples"] % BATCH == 0
-    assert facts["num_processes"] > 5, "the roles, and Ray's own"
-    assert (facts["left_processes"], facts["left_files"], facts["frozen_left"]) == ([], [], 0)
 
 
 def check_pushes(facts: dict[str, Any]) -> None:
@@ -168,6 +184,10 @@ def test_kills_in_the_middle_of_a_run(strike: Strike, name: str) -> None:
     assert facts["tallies"]["restarts.process died"] == KILLS[name]
     if name in ("sync", "async-3-servers", "groups"):
         check_pushes(facts)
+    if name == "impala":
+        assert facts["summary"]["lags"]["policy_lag"]["max"] <= 3
+        assert facts["counters"]["num_samples"] == facts["counters"]["num_inserted"], "every trajectory, once"
+        assert facts["summary"]["lags"]["policy_lag"]["num"] == 2 * facts["counters"]["num_updates"]
 
 
 @pytest.mark.faults

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qfleet.ops.exploration import epsilon_greedy, greedy, random_legal
+from qfleet.ops.exploration import epsilon_greedy, greedy, random_legal, sample_policy
 
 NUM_DRAWS = 20_000
 
@@ -82,3 +82,26 @@ def test_randomness_used_does_not_depend_on_the_values(masked: bool) -> None:
         epsilon_greedy(q_values, 0.5, generator, np.ones((7, 3), dtype=bool) if masked else None)
         states.append(generator.random())
     assert states[0] == states[1]
+
+
+def test_sample_policy_is_as_often_as_its_probability() -> None:
+    policy = np.tile(np.array([0.0, 0.5, 0.2, 0.0, 0.3, 0.0], np.float32), (NUM_DRAWS, 1))
+    drawn = frequencies(sample_policy(policy, np.random.default_rng(0)), 6)
+    assert (drawn[[0, 3, 5]] == 0).all()
+    # Standard error at most sqrt(0.25 / 20000) = 0.0035; five of them.
+    np.testing.assert_allclose(drawn[[1, 2, 4]], [0.5, 0.2, 0.3], atol=0.018)
+
+
+def test_sample_policy_draws_each_row_by_its_own_probabilities() -> None:
+    np.testing.assert_array_equal(sample_policy(np.eye(5), np.random.default_rng(1)), np.arange(5))
+
+
+def test_sample_policy_never_falls_off_the_end() -> None:
+    """Rounding may leave a row a little below 1, and the last action impossible: the largest draw is still inside."""
+
+    class Largest(np.random.Generator):
+        def random(self, size: int) -> np.ndarray:  # type: ignore[override]
+            return np.full(size, np.nextafter(1.0, 0.0))
+
+    policy = np.array([[0.3, 0.6999, 0.0]], np.float32)
+    np.testing.assert_array_equal(sample_policy(policy, Largest(np.random.PCG64(0))), [1])

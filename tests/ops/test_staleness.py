@@ -1,10 +1,10 @@
-"""The wait rule and the staleness weight by hand."""
+"""The wait rule, the staleness weight and the bound of the policy lag by hand."""
 
 from __future__ import annotations
 
 import pytest
 
-from qfleet.ops.staleness import may_start, staleness_scale
+from qfleet.ops.staleness import lag_is_bounded, may_start, staleness_scale
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,21 @@ def test_refusals() -> None:
 @pytest.mark.parametrize(("staleness", "expected"), [(0, 1.0), (1, 0.5), (3, 0.25)])  # 1/1, 1/2, 1/4
 def test_staleness_scale(staleness: int, expected: float) -> None:
     assert staleness_scale(staleness) == expected
+
+
+@pytest.mark.parametrize(
+    ("versions", "next_version", "batch_size", "bound", "expected"),
+    [
+        ([], 7, 2, 0, True),
+        ([7, 7], 7, 2, 0, True),  # both in the next update, by its own parameters
+        ([7, 7, 7], 7, 2, 0, False),  # the third one meets version 8
+        ([7, 7, 7], 7, 2, 1, True),
+        ([7, 4, 7], 7, 2, 2, False),  # the oldest one is 3 behind already
+        ([7, 4, 7], 7, 2, 3, True),
+        ([6, 5, 6, 5], 6, 2, 1, True),  # the two of version 5 now (lag 1), then those of 6 at 7 (lag 1)
+        ([6, 5, 6, 5, 6], 6, 2, 1, False),  # the fifth at 8 (lag 2)
+        ([3, 2, 1], 3, 1, 2, True),  # 1 at 3, 2 at 4, 3 at 5: in the order given the last lag would be 4
+    ],
+)
+def test_lag_is_bounded(versions: list[int], next_version: int, batch_size: int, bound: int, expected: bool) -> None:
+    assert lag_is_bounded(versions, next_version, batch_size, bound) is expected

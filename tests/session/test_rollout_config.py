@@ -43,6 +43,20 @@ def test_strategies_that_give_replay_are_refused(experiment: MakeExperiment, alg
         experiment("CartPole-v1", {"algo": algo, "strategy": strategy})
 
 
+@pytest.mark.parametrize(("field", "value"), [("replay.capacity", 5000), ("strategy.collect_steps", 4)])
+def test_trajectories_need_no_replay_either(experiment: MakeExperiment, field: str, value: int) -> None:
+    with pytest.raises(ConfigError, match=f"{field} = {value}: vtrace .* algo.rollout_steps"):
+        experiment("CartPole-v1", {"algo": "vtrace", "strategy": "actor_learner", field: value})
+
+
+@pytest.mark.parametrize(
+    ("algo", "strategy"), [("dqn", "actor_learner"), ("a2c", "actor_learner"), ("vtrace", "distributed_replay")]
+)
+def test_a_pair_that_does_not_fit_names_those_that_do(experiment: MakeExperiment, algo: str, strategy: str) -> None:
+    with pytest.raises(UsageError, match=f"--algo {algo} does not fit --strategy {strategy}.*vtrace x actor_learner"):
+        experiment("CartPole-v1", {"algo": algo, "strategy": strategy})
+
+
 def test_a_written_configuration_reads_back(experiment: MakeExperiment) -> None:
     run = experiment("CartPole-v1", {"algo": "pqn", "strategy": "all_reduce", "stop.max_env_steps": 64})
     assert "rollouts: 4 x 4 steps in each of 4 roles" in run.describe()
@@ -55,5 +69,6 @@ def test_recipes_leave_the_environment_open(recipe: str, wait: str) -> None:
     config = Experiment.from_recipe("qfleet/Identity-v0", recipe=recipe).config
     assert (config.algo.name, config.strategy.wait) == ("a2c", wait)  # type: ignore[attr-defined]
     assert Experiment.from_recipe("qfleet/Identity-v0", recipe="pqn").config.network.layer_norm
+    assert Experiment.from_recipe("qfleet/Identity-v0", recipe="impala").config.strategy.name == "actor_learner"
     with pytest.raises(UsageError, match="no environment is named"):
         Experiment(config.model_copy(update={"env": config.env.model_copy(update={"id": None})}))

@@ -275,6 +275,13 @@ class RolloutAlgorithm(ActingAlgorithm, Protocol):
         """Fill online.gradient from a minibatch."""
 
 
+class TrajectoryAlgorithm(ActingAlgorithm, Protocol):
+    """The contract between an algorithm that learns from whole trajectories of older policies and the roles."""
+
+    def backpropagate(self, online: FlatNetwork, trajectories: Trajectories) -> LossOutput:
+        """Fill online.gradient from trajectories [T, E, ...], of one or of several versions of the policy."""
+
+
 class PolicyAlgorithm:
     """The acting half of an algorithm whose network gives [B, A + 1]: logits, and the value in the last column."""
 

@@ -1,10 +1,12 @@
-"""When a worker may start its next clock, and how much a late update weighs: pure rules of the parameter server.
+"""When a worker may start its next clock, how much a late update weighs, and how far a policy may lag: pure rules.
 
 Ho et al. (2013), More Effective Distributed ML via a Stale Synchronous Parallel Parameter Server, section 3; Zhang et
 al. (2016), Staleness-aware Async-SGD for Distributed Deep Learning.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 def may_start(clock: int, slowest_clock: int, bound: int | None) -> bool:
@@ -41,3 +43,19 @@ def staleness_scale(staleness: int) -> float:
     if staleness < 0:
         raise ValueError(f"staleness is {staleness}: an update of a version that is not there yet")
     return 1.0 / (1.0 + staleness)
+
+
+def lag_is_bounded(versions: Sequence[int], next_version: int, batch_size: int, bound: int) -> bool:
+    """Whether trajectories that these versions have acted for can all be trained on at a policy lag of `bound` at most.
+
+    A trajectory's policy lag is the version that the learner trains on it at minus the version that acted: 0 is
+    on-policy. The learner takes the oldest first, so that the j-th oldest, counted from 0, meets version
+    next_version + j // batch_size; no other order keeps a bound that this one does not (earliest deadline first).
+
+    Args:
+        versions: of all trajectories that are not trained on yet, unfinished ones too; in any order.
+        next_version: the one that the learner makes its next update at.
+        batch_size: trajectories in one update.
+        bound: 0 = all of a batch are by the very parameters that are updated with it.
+    """
+    return all(next_version + j // batch_size - acted <= bound for j, acted in enumerate(sorted(versions)))

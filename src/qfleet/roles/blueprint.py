@@ -19,6 +19,7 @@ from qfleet.algos.base import (
     ReplayAlgorithmConfig,
     RolloutAlgorithm,
     RolloutConfig,
+    TrajectoryAlgorithm,
 )
 from qfleet.config import ReplayConfig
 from qfleet.envs.config import EnvConfig
@@ -81,6 +82,12 @@ class Blueprint:
         """The same, for a role that learns from minibatches of rollouts."""
         assert isinstance(self.algo, EpochsConfig), f"{self.algo_name} does not learn from minibatches of rollouts"
         return cast(RolloutAlgorithm, self.build_algorithm())
+
+    def build_trajectory_algorithm(self) -> TrajectoryAlgorithm:
+        """The same, for a role that learns from whole trajectories."""
+        algorithm = self.build_algorithm()
+        assert algorithm.learns_from == "trajectories", f"{self.algo_name} does not learn from trajectories"
+        return cast(TrajectoryAlgorithm, algorithm)
 
     @property
     def replay_algo(self) -> ReplayAlgorithmConfig:
@@ -168,15 +175,18 @@ def pace_of(algo: AlgorithmConfig, replay: ReplayConfig, num_envs: int) -> Repla
     """The replay section by which a run is paced.
 
     Where a worker's replay is its present rollout, that holds one rollout of `num_envs` environments and has each of
-    its rows trained on `num_epochs` times: every rollout allows exactly num_epochs * num_minibatches updates.
+    its rows trained on `num_epochs` times: every rollout allows exactly num_epochs * num_minibatches updates. A
+    trajectory that travels to a learner is trained on once.
 
     Raises:
         ConfigError: the rollout cannot be cut into `num_minibatches`.
     """
-    if not isinstance(algo, EpochsConfig):
+    if not isinstance(algo, RolloutConfig):
         return replay
-    num_rows = minibatch_size(algo, num_envs) * algo.num_minibatches
-    paced = {"capacity": num_rows, "min_transitions": 0, "samples_per_insert": float(algo.num_epochs)}
+    num_rows, num_epochs = algo.rollout_steps * num_envs, 1
+    if isinstance(algo, EpochsConfig):
+        num_rows, num_epochs = minibatch_size(algo, num_envs) * algo.num_minibatches, algo.num_epochs
+    paced = {"capacity": num_rows, "min_transitions": 0, "samples_per_insert": float(num_epochs)}
     return ReplayConfig().model_copy(update=paced)
 
 

@@ -22,9 +22,9 @@ from qfleet.ops.optimizers import clip_scale
 from qfleet.ops.schedules import linear
 from qfleet.roles.blueprint import Blueprint, copy_network
 from qfleet.seeding import derive_seed
-from qfleet.types import Array, FloatArray, LearnerState, ParamSlice, ParamSnapshot, RolloutBatch, Sample
+from qfleet.types import Array, FloatArray, LearnerState, ParamSlice, ParamSnapshot, RolloutBatch, Sample, Trajectories
 
-Drawn = Sample | RolloutBatch  # what an update is made from
+Drawn = Sample | RolloutBatch | Trajectories  # what an update is made from
 
 _NO_PRIORITY: FloatArray = np.empty(0, np.float32)
 
@@ -302,6 +302,20 @@ class RolloutLearner(BaseLearner):
         return self.algorithm.backpropagate(self.online, minibatch)
 
 
+class TrajectoryLearner(BaseLearner):
+    """The learner of an algorithm that learns from whole trajectories."""
+
+    def __init__(self, blueprint: Blueprint, name: str) -> None:
+        super().__init__(blueprint, name)
+        self.algorithm = blueprint.build_trajectory_algorithm()
+
+    def _backpropagate(self, sample: Drawn) -> LossOutput:
+        assert isinstance(sample, Trajectories)
+        if self.has_statistics:
+            self._observe_batch(torch.from_numpy(sample.obs).flatten(0, 1).to(self._device))
+        return self.algorithm.backpropagate(self.online, sample)
+
+
 def _frozen(values: torch.Tensor) -> Array:
     copy: Array = values.detach().cpu().numpy().copy()
     copy.setflags(write=False)
@@ -313,8 +327,10 @@ def describe_divergence(num_update: int, loss: float, norm: float, sample: Drawn
     broken = f"{what} is NaN or infinite after it, " if what else ""
     if isinstance(sample, Sample):
         what_of, numbers, obs = "rewards", sample.transitions.reward, sample.transitions.obs
-    else:
+    elif isinstance(sample, RolloutBatch):
         what_of, numbers, obs = "targets", sample.target, sample.obs
+    else:
+        what_of, numbers, obs = "rewards", sample.reward, sample.obs
     return (
         f"learning diverged at update {num_update}: {broken}loss {loss}, gradient norm {norm}; its batch has "
         f"{what_of} in [{numbers.min():.4g}, {numbers.max():.4g}] and observations in "
