@@ -20,13 +20,13 @@ import torch
 
 from qfleet.config import PositiveFloat
 from qfleet.engines import inline
-from qfleet.engines.base import Future, Part, Placement, RoleRef
-from qfleet.errors import NoRoom, RoleDied, UsageError, ValueLost
+from qfleet.engines.base import Future, Placement, RoleRef
+from qfleet.errors import NoRoom, RoleDied, ValueLost
 from qfleet.placement.cluster_file import read_cluster
 from qfleet.placement.cost_model import CostModel, measured
 from qfleet.placement.event_log import EventLog
 from qfleet.placement.fault_schedule import FaultSchedule
-from qfleet.placement.in_process import Call, Group
+from qfleet.placement.in_process import Call, Group, twin_of
 from qfleet.placement.virtual_calls import Home, Transfers, Usage, Value, VirtualCall, Way
 from qfleet.placement.virtual_clock import VirtualClock
 from qfleet.placement.virtual_machines import VirtualMachines
@@ -104,11 +104,7 @@ class Engine(inline.Engine):
             UsageError: nothing is to be computed, and the role's class has no twin that answers without.
         """
         if self.config.compute == "none":
-            twin = getattr(build, "timing_twin", None)
-            if twin is None:
-                what = getattr(build, "__name__", build)
-                raise UsageError(f"engine.compute = 'none': {what} has no timing_twin; take engine.compute=real")
-            build = twin
+            build = twin_of(build)
         role = super().spawn(name, build, *args, placement=placement)
         home = self.machines.homes[name] = Home(name, self.costs.of_role(name, placement.num_gpus > 0))
         home.costs.load_state(self._cost_states.get(name))
@@ -129,6 +125,7 @@ class Engine(inline.Engine):
                 return None
             clock.step()
         moment, future = way.done.popleft()
+        way.num_open -= 1
         now = max(now, moment) + self.file.cluster.coordinator_seconds
         while clock.next() <= now:  # what happens meanwhile
             clock.step()
@@ -206,6 +203,11 @@ class Engine(inline.Engine):
         super().close()
         self.log.close()
 
+    @property
+    def num_calls(self) -> int:
+        """Calls submitted so far to roles that lived."""
+        return self._num_submitted
+
     def usage(self) -> dict[str, Usage]:
         """What each role that is here has done so far."""
         return {
@@ -229,7 +231,7 @@ class Engine(inline.Engine):
         self._way(lane).num_open += 1
         home = self.machines.homes.get(role.name)
         if home is None or not self._roles[role.name].is_alive:
-            public.error = RoleDied(role.name, incarnation, "killed")
+            public.error = RoleDied(role.name, incarnation, "killed" if home is None else home.death)
             if group is not None:
                 self._break(group, role.name)
             self._way(lane).done.append((time, public))
@@ -286,18 +288,7 @@ class Engine(inline.Engine):
 
     def _values(self, call: Call) -> list[object]:
         assert isinstance(call, VirtualCall)
-        if call.lost is not None:
-            raise ValueLost(call.lost)
-        values = []
-        for argument in call.args:
-            source, index = (argument.future, argument.index) if isinstance(argument, Part) else (argument, -1)
-            if isinstance(source, Future):
-                if source.error is not None:
-                    raise ValueLost(source.role.name)
-                assert isinstance(source.payload, Value)
-                argument = source.payload.piece(index)
-            values.append(argument)
-        return values
+        return call.values()
 
     # From the role to the coordinator
 
@@ -317,6 +308,7 @@ class Engine(inline.Engine):
         assert isinstance(call, VirtualCall)
         call.future.error = error
         if not call.is_over and not call.is_replied:
+            call.home.clock = self.clock.time  # until now it was for the others to answer
             self._reply(self.clock.time, call)
 
     def _reply(self, time: float, call: VirtualCall) -> None:
@@ -400,7 +392,7 @@ class Engine(inline.Engine):
         waits = running is not None and running.group is not None and home.frozen_until <= time
         if not home.has_place or waits:
             home.clock = time
-        if time - home.clock >= self.config.role_timeout:
+        if time >= home.clock + self.config.role_timeout:  # the very sum that `_watch` makes
             self._die(time, home, "timeout", "")
         else:
             self._watch(home)
@@ -412,7 +404,7 @@ class Engine(inline.Engine):
             return
         self._note("die", home.name, facts={"cause": cause})
         known.die()
-        home.frozen_until = 0.0
+        home.death, home.frozen_until = cause, 0.0
         for call in self._drop(home.name):
             assert isinstance(call, VirtualCall)
             is_by_caller = cause in ("killed", "timeout", "no room")

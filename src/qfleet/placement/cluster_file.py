@@ -248,7 +248,10 @@ def parse_cluster(raw: Mapping[str, object], where: str = "") -> ClusterFile:
         else:
             names = list(ClusterFile.model_fields)
             raise ConfigError(f"{where}{name} = {table!r}: no such table; {did_you_mean(name, names)}")
-    return parse_section(ClusterFile, values, where.rstrip(": "))
+    try:
+        return parse_section(ClusterFile, values, "")
+    except ConfigError as error:
+        raise ConfigError(f"{where}{error}") from None
 
 
 def _parse(cls: type[SectionType], table: object, where: str) -> SectionType:

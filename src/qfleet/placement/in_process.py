@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 
 import torch
 
 from qfleet.engines.base import Future
+from qfleet.errors import UsageError
 
 Steps = Generator[torch.Tensor, None, object]
 
@@ -68,3 +70,18 @@ class Call:
     future: Future
     args: tuple[object, ...]
     group: Group | None = None
+
+
+def twin_of(build: Callable[..., object]) -> Callable[..., object]:
+    """What answers in a role's place where nothing is to be computed: `timing_twin`, "module:Class", of its class.
+
+    Raises:
+        UsageError: it has none.
+    """
+    name = getattr(build, "timing_twin", None)
+    if not isinstance(name, str):
+        what = getattr(build, "__name__", build)
+        raise UsageError(f"engine.compute = 'none': {what} has no timing_twin; take engine.compute=real")
+    module, _, twin = name.partition(":")
+    found: Callable[..., object] = getattr(importlib.import_module(module), twin)
+    return found

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from qfleet.engines.base import Future, Part
+from qfleet.errors import ValueLost
 from qfleet.placement.cost_model import RoleCosts
 from qfleet.placement.in_process import Call
 from qfleet.placement.virtual_network import VirtualNetwork, payload_bytes
@@ -25,6 +26,7 @@ class Home:
         slowed: (until, factor) of the slow times that have hit it.
         inbox, running, open: calls that wait here, the one that runs, and all that are not answered.
         clock: when it last answered, or was first asked.
+        death: how its last life ended.
         is_watched: whether somebody will look whether it still answers.
         busy_seconds, num_calls: for those who look on.
     """
@@ -40,6 +42,7 @@ class Home:
     running: VirtualCall | None = None
     open: dict[VirtualCall, None] = field(default_factory=dict)
     clock: float = 0.0
+    death: str = "killed"
     is_watched: bool = False
     busy_seconds: float = 0.0
     num_calls: int = 0
@@ -84,6 +87,25 @@ class VirtualCall(Call):
     busy: float = 0.0
     is_replied: bool = False
     is_over: bool = False
+
+    def values(self) -> list[object]:
+        """The arguments, futures and parts as their payloads.
+
+        Raises:
+            ValueLost: one of them came to nothing, or is gone.
+        """
+        if self.lost is not None:
+            raise ValueLost(self.lost)
+        values = []
+        for argument in self.args:
+            source, index = _source(argument)
+            if isinstance(source, Future):
+                if source.error is not None:
+                    raise ValueLost(source.role.name)
+                assert isinstance(source.payload, Value)
+                argument = source.payload.piece(index)
+            values.append(argument)
+        return values
 
 
 @dataclass(slots=True, eq=False)
@@ -143,9 +165,13 @@ class Usage:
 def values_of(args: Sequence[object]) -> Iterator[tuple[Value, int]]:
     """The payloads among arguments, with the part that is wanted; those that came to nothing are left out."""
     for argument in args:
-        source, index = (argument.future, argument.index) if isinstance(argument, Part) else (argument, -1)
+        source, index = _source(argument)
         if isinstance(source, Future) and isinstance(source.payload, Value):
             yield source.payload, index
+
+
+def _source(argument: object) -> tuple[object, int]:
+    return (argument.future, argument.index) if isinstance(argument, Part) else (argument, -1)
 
 
 class Transfers:
