@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # torch comes first and pinned, so that nothing else decides which build is taken.
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
-.PHONY: demo test coverage test-slow test-faults lint setup setup-dev clean
+.PHONY: demo test coverage test-slow test-faults test-sim lint setup setup-dev clean
 
 demo: setup
 	$(BIN)/qfleet train CartPole-v1
@@ -21,6 +21,9 @@ test-slow: setup-dev
 
 test-faults: setup-dev
 	$(BIN)/python -m pytest -m faults
+
+test-sim: setup-dev
+	$(BIN)/python tests/simulation/trial.py --first 0 --count 10000
 
 lint: setup-dev
 	$(BIN)/ruff check .

@@ -35,7 +35,7 @@ from qfleet.strategies.base import (
     Strategy,
     Update,
 )
-from qfleet.tracker import Tracker
+from qfleet.tracker import make_tracker
 from qfleet.types import ParamSnapshot
 from qfleet.validation import Validated, Validation
 
@@ -90,7 +90,7 @@ class Session:
         self.run_dir = run_dir
         self.store = CheckpointStore(run_dir / "checkpoints", config.checkpoint.keep)
         self.control = Control(checkpoint_folder=str(self.store.folder.absolute()))
-        self.tracker = Tracker(self.control.counters, config.pace.min_transitions, engine.is_concurrent)
+        self.tracker = make_tracker(self.control.counters, config.pace.min_transitions, engine)
         self.schedule = Schedule(
             config.evaluation.every_env_steps, config.checkpoint.every_env_steps, config.logging.every_env_steps
         )

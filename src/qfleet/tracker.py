@@ -1,17 +1,19 @@
 """Tracker: what a run has done so far, from its receipts; the numbers behind the progress line and the summary.
 
-The training clock stops while a validation runs in the same thread; where it runs beside training the clock goes on.
-Floor 6.
+The training clock stops while a validation runs in the same thread; where it runs beside training the clock goes on. On
+an engine with a clock of its own (`is_virtual`) all seconds are that clock's. Floor 6.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 
 import numpy as np
 
 from qfleet.bottleneck import time_shares
+from qfleet.engines.base import Engine, is_virtual
 from qfleet.histogram import LagHistogram
 from qfleet.metrics import Record
 from qfleet.ops.pacing import measured_samples_per_insert
@@ -28,6 +30,7 @@ class Tracker:
         counters: the run's global counters (kept by the strategy).
         min_transitions: inserts before the replay ratio counts.
         is_concurrent: whether the roles are busy side by side.
+        now: the clock, in seconds.
 
     Attributes:
         lags: histograms of the receipts' lags ("staleness", "policy_lag", "priority_age"), over the whole run.
@@ -35,8 +38,15 @@ class Tracker:
         num_pushes, num_bytes: payloads pushed over the wire, and their bytes.
     """
 
-    def __init__(self, counters: Counters, min_transitions: int, is_concurrent: bool = False) -> None:
+    def __init__(
+        self,
+        counters: Counters,
+        min_transitions: int,
+        is_concurrent: bool = False,
+        now: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self.counters = counters
+        self._now = now
         self.min_transitions = min_transitions
         self.is_concurrent = is_concurrent
         self.lags: dict[str, LagHistogram] = {}
@@ -57,7 +67,7 @@ class Tracker:
 
     def start_clock(self) -> None:
         """Training goes on."""
-        self._clock_started = time.perf_counter()
+        self._clock_started = self._now()
 
     def stop_clock(self) -> None:
         """Training pauses (validation) or ends."""
@@ -67,7 +77,7 @@ class Tracker:
     @property
     def train_seconds(self) -> float:
         """Seconds of training, validation excluded."""
-        running = 0.0 if self._clock_started is None else time.perf_counter() - self._clock_started
+        running = 0.0 if self._clock_started is None else self._now() - self._clock_started
         return self._trained_before + running
 
     @property
@@ -170,3 +180,10 @@ class Tracker:
         assert isinstance(lags, dict)
         self.lags = {name: LagHistogram.of_state(values) for name, values in lags.items()}
         self.num_pushes, self.num_bytes = (int(str(state.get(name, 0))) for name in ("num_pushes", "num_bytes"))
+
+
+def make_tracker(counters: Counters, min_transitions: int, engine: Engine) -> Tracker:
+    """A tracker by the engine's own clock where that is virtual; its roles are busy side by side there."""
+    if is_virtual(engine):
+        return Tracker(counters, min_transitions, True, engine.now)
+    return Tracker(counters, min_transitions, engine.is_concurrent)

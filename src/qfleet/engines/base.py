@@ -276,6 +276,11 @@ def average(tensors: Sequence[torch.Tensor], num_members: int) -> None:
         tensor.copy_(mean)
 
 
+def is_virtual(engine: Engine) -> bool:
+    """Whether `now` is a simulated clock, by which the run's seconds are to be told; an engine says `is_virtual`."""
+    return bool(getattr(engine, "is_virtual", False))
+
+
 @runtime_checkable
 class HostingEngine(Protocol):
     """An engine whose roles live in processes of their own."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
 
 import torch
 
@@ -30,11 +29,11 @@ from qfleet.engines.base import (
     split_answer,
 )
 from qfleet.errors import RoleDied, ValueLost
+from qfleet.placement.in_process import Call, Group, Role
 from qfleet.seeding import derive_generator, generator_state, set_generator_state
 from qfleet.types import Receipt
 
 ANYWHERE = Placement()
-Steps = Generator[torch.Tensor, None, object]
 
 
 class Config(EngineConfig):
@@ -43,42 +42,16 @@ class Config(EngineConfig):
     name: str = "inline"
 
 
-@dataclass(slots=True)
-class _Role:
-    build: Callable[..., object]
-    args: tuple[object, ...]
-    built: object = None
-    failure: Exception | None = None  # why it could not be built
-    incarnation: int = 0
-    is_alive: bool = True
-
-
-@dataclass(slots=True, eq=False)
-class _Group:
-    """An all-reduce under way: members arrive one by one; their generators stand at a yield until all have."""
-
-    names: list[str]  # the group's order, which is that of the sum
-    members: dict[str, tuple[Future, Steps]] = field(default_factory=dict)
-    broken_by: str | None = None
-
-
-@dataclass(slots=True)
-class _Call:
-    future: Future
-    args: tuple[object, ...]
-    group: _Group | None = None
-
-
-class _Lane:
+class Lane:
     """Pending calls of one lane, by role; drawing one costs the same whether ten roles wait or a thousand."""
 
     def __init__(self) -> None:
-        self.queues: dict[str, deque[_Call]] = {}
+        self.queues: dict[str, deque[Call]] = {}
         self.names: list[str] = []  # of the roles with pending calls, in no order
         self.places: dict[str, int] = {}
         self.done: deque[Future] = deque()  # completed together with another one
 
-    def add(self, name: str, call: _Call) -> None:
+    def add(self, name: str, call: Call) -> None:
         queue = self.queues.get(name)
         if queue is None:
             queue = self.queues[name] = deque()
@@ -86,14 +59,14 @@ class _Lane:
             self.names.append(name)
         queue.append(call)
 
-    def take(self, name: str) -> _Call:
+    def take(self, name: str) -> Call:
         queue = self.queues[name]
         call = queue.popleft()
         if not queue:
             self.drop(name)
         return call
 
-    def drop(self, name: str) -> deque[_Call]:
+    def drop(self, name: str) -> deque[Call]:
         queue = self.queues.pop(name, None)
         if queue is None:
             return deque()
@@ -117,17 +90,17 @@ class Engine(InProcess):
     def __init__(self, config: Config, seed: int) -> None:
         self.config = config
         self._generator = derive_generator(seed, "engine", "inline")
-        self._roles: dict[str, _Role] = {}
-        self._lanes: dict[str, _Lane] = {}
-        self._groups: dict[_Group, None] = {}  # in which a member has arrived
+        self._roles: dict[str, Role] = {}
+        self._lanes: dict[str, Lane] = {}
+        self._groups: dict[Group, None] = {}  # in which a member has arrived
         self._num_calls = 0
 
     def spawn(self, name: str, build: Callable[..., object], *args: object, placement: Placement = ANYWHERE) -> RoleRef:
         """Build the role here and now."""
         if name in self._roles:
             raise ValueError(f"role {name} exists already")
-        self._roles[name] = _Role(build, args)
-        _build(self._roles[name])
+        self._roles[name] = Role(build, args)
+        self._roles[name].live()
         return RoleRef(name)
 
     def submit(self, role: RoleRef, method: str, *args: object, lane: str = "training", num_parts: int = 1) -> Future:
@@ -140,7 +113,7 @@ class Engine(InProcess):
     ) -> list[Future]:
         """Queue a call at each member; the mean is taken when the last one has yielded, in the group's order."""
         check_group(group, method, args)
-        shared = _Group([role.name for role in group])
+        shared = Group([role.name for role in group])
         return [self._queue(role, method, own, lane, 1, shared) for role, own in zip(group, args, strict=True)]
 
     def wait(self, timeout: float | None = None, lane: str = "training") -> Future | None:
@@ -171,17 +144,16 @@ class Engine(InProcess):
             if call.group is not None:
                 self._break(call.group, role.name)
         if known is not None:
-            _close(known)
+            known.die()
 
     def kill(self, role: RoleRef) -> None:
         """Forget what the role has built up; its pending calls come back as RoleDied."""
         known = self._roles.get(role.name)
         if known is None or not known.is_alive:
             return
-        _close(known)
-        known.is_alive, known.built = False, None
+        known.die()
         for call in self._drop(role.name):
-            self._complete(call.future, RoleDied(role.name, known.incarnation, "killed"))
+            self._complete(call, RoleDied(role.name, known.incarnation, "killed"))
             if call.group is not None:
                 self._break(call.group, role.name)
 
@@ -190,7 +162,7 @@ class Engine(InProcess):
         self.kill(role)
         known = self._roles[role.name]
         known.incarnation += 1
-        _build(known)
+        known.live()
 
     def incarnation(self, role: RoleRef) -> int:
         """How often the role was respawned."""
@@ -217,16 +189,16 @@ class Engine(InProcess):
             self.stop(RoleRef(name))
 
     def _queue(
-        self, role: RoleRef, method: str, args: tuple[object, ...], lane: str, num_parts: int, group: _Group | None
+        self, role: RoleRef, method: str, args: tuple[object, ...], lane: str, num_parts: int, group: Group | None
     ) -> Future:
         future = Future(role, method, lane, self.incarnation(role), num_parts)
         pending = self._lanes.get(lane)
         if pending is None:
-            pending = self._lanes[lane] = _Lane()
-        pending.add(role.name, _Call(future, args, group))
+            pending = self._lanes[lane] = Lane()
+        pending.add(role.name, Call(future, args, group))
         return future
 
-    def _run(self, call: _Call) -> None:
+    def _run(self, call: Call) -> None:
         future = call.future
         method, values = self._prepare(call)
         if method is None:
@@ -236,7 +208,7 @@ class Engine(InProcess):
         except Exception as error:
             future.error = call_failed(future, error)
 
-    def _prepare(self, call: _Call) -> tuple[Callable[..., object] | None, list[object]]:
+    def _prepare(self, call: Call) -> tuple[Callable[..., object] | None, list[object]]:
         """The role's method and the arguments' values; where there are none, the call has failed."""
         self._num_calls += 1
         future = call.future
@@ -248,97 +220,96 @@ class Engine(InProcess):
             future.error = call_failed(future, known.failure)
             return None, []
         try:
-            return getattr(known.built, future.method), local_values(call.args)
+            return getattr(known.built, future.method), self._values(call)
         except (ValueLost, AttributeError) as error:
             future.error = error if isinstance(error, ValueLost) else call_failed(future, error)
             return None, []
 
-    def _arrive(self, call: _Call, group: _Group) -> None:
+    def _values(self, call: Call) -> list[object]:
+        return local_values(call.args)
+
+    def _arrive(self, call: Call, group: Group) -> None:
         """Start one member's generator; with the last one here, run the group to its end."""
         future = call.future
         if group.broken_by is not None:
             self._num_calls += 1
-            self._complete(future, ValueLost(group.broken_by))
+            self._complete(call, ValueLost(group.broken_by))
             return
         method, values = self._prepare(call)
         if method is not None:
             try:
                 steps = method(*values)
                 assert isinstance(steps, Generator), f"{future.role.name}.{future.method} is no generator"
-                group.members[future.role.name] = (future, steps)
+                group.members[future.role.name] = (call, steps)
                 self._groups[group] = None
             except Exception as error:
                 future.error = call_failed(future, error)
         if future.error is not None:
-            self._complete(future, future.error)
+            self._complete(call, future.error)
             self._break(group, future.role.name)
         elif len(group.members) == len(group.names):
-            self._reduce(group)
+            self._meet(group)
 
-    def _reduce(self, group: _Group) -> None:
-        """Turn by turn: each member up to its next yield, then the mean into all their tensors."""
-        members = [group.members[name] for name in group.names]
+    def _meet(self, group: Group) -> None:
+        """All are here: turn by turn to the end."""
+        while tensors := self._advance(group):
+            if not self._average(group, tensors):
+                break
+
+    def _advance(self, group: Group) -> list[torch.Tensor]:
+        """Each member up to its next yield: what they yield, nothing once they have answered, or one has failed."""
+        tensors: list[torch.Tensor] = []
         answers: list[tuple[Receipt, object]] = []
-        while len(answers) < len(members):
-            tensors: list[torch.Tensor] = []
-            for future, steps in members:
-                try:
-                    tensors.append(next(steps))
-                except StopIteration as end:
-                    answers.append(split_answer(end.value, future.num_parts))
-                except Exception as error:
-                    self._complete(future, call_failed(future, error))
-                    self._break(group, future.role.name)
-                    return
-            if not tensors:
-                continue
+        members = [group.members[name] for name in group.names]
+        for call, steps in members:
             try:
-                average(tensors, len(members))
-            except Exception as error:  # they do not fit together: no one member's fault
-                for future, _ in members:
-                    self._complete(future, call_failed(future, error))
-                self._break(group, group.names[0])
-                return
-        del self._groups[group]
-        for (future, _), (future.receipt, future.payload) in zip(members, answers, strict=True):
-            self._complete(future, None)
+                tensors.append(next(steps))
+            except StopIteration as end:
+                answers.append(split_answer(end.value, call.future.num_parts))
+            except Exception as error:
+                self._complete(call, call_failed(call.future, error))
+                self._break(group, call.future.role.name)
+                return []
+        if len(answers) == len(members):
+            del self._groups[group]
+            for (call, _), (call.future.receipt, call.future.payload) in zip(members, answers, strict=True):
+                self._complete(call, None)
+        return tensors
 
-    def _complete(self, future: Future, error: BaseException | None) -> None:
+    def _average(self, group: Group, tensors: list[torch.Tensor]) -> bool:
+        """Write the mean into all their tensors; False where they do not fit together, which is no one's fault."""
+        try:
+            average(tensors, len(group.names))
+        except Exception as error:
+            for call, _ in group.members.values():
+                self._complete(call, call_failed(call.future, error))
+            self._break(group, group.names[0])
+            return False
+        return True
+
+    def _complete(self, call: Call, error: BaseException | None) -> None:
         """Hand it out at a later turn of `wait`."""
+        future = call.future
         future.error = error
         self._lanes[future.lane].done.append(future)
 
-    def _drop(self, name: str) -> list[_Call]:
+    def _drop(self, name: str) -> list[Call]:
         """Take away a role's unfinished calls, those that stand at a yield included."""
         calls = [call for pending in self._lanes.values() for call in pending.drop(name)]
         for group in self._groups:
             if name in group.members:
-                future, steps = group.members.pop(name)
+                call, steps = group.members.pop(name)
                 steps.close()
-                calls.append(_Call(future, (), group))
+                calls.append(call)
         return calls
 
-    def _break(self, group: _Group, name: str) -> None:
+    def _break(self, group: Group, name: str) -> None:
         """A member is lost: those that wait for it have lost the mean; those still to come will find it broken."""
         if group.broken_by is not None:
             return
         group.broken_by = name
         self._groups.pop(group, None)
-        for future, steps in group.members.values():
+        for call, steps in group.members.values():
             steps.close()
-            if future.error is None:
-                self._complete(future, ValueLost(name))
-
-
-def _build(role: _Role) -> None:
-    role.is_alive, role.failure = True, None
-    try:
-        role.built = role.build(*role.args)
-    except Exception as error:
-        role.failure = error
-
-
-def _close(role: _Role) -> None:
-    close = getattr(role.built, "close", None)
-    if close is not None:
-        close()
+            if call.future.error is None:
+                self._complete(call, ValueLost(name))

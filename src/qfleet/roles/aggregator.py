@@ -92,6 +92,8 @@ class Aggregator:
         vector, target: float32 [P], the global model and its target network; replaced, never written to.
     """
 
+    timing_twin = "qfleet.roles.timed_federation:TimedAggregator"
+
     def __init__(self, blueprint: Blueprint, name: str, rule: AggregationRule, personal: Personal = "none") -> None:
         self.name = name
         self.config = blueprint.algo

@@ -90,6 +90,8 @@ class EvaluatorPool:
         config: as of each evaluator.
     """
 
+    timing_twin = "qfleet.roles.timing_twins:TimedEvaluator"
+
     def __init__(self, blueprints: Mapping[str, Blueprint], config: EvaluationConfig) -> None:
         self._evaluators = {name: Evaluator(blueprint, config) for name, blueprint in blueprints.items()}
 

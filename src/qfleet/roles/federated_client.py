@@ -63,6 +63,8 @@ class FederatedClient(Worker):
         personal: "head" keeps the head's parameters here.
     """
 
+    timing_twin = "qfleet.roles.timed_federation:TimedClient"
+
     learner: ProximalLearner
 
     def __init__(

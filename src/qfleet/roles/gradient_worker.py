@@ -29,6 +29,8 @@ class GradientWorker(Worker):
         compression, top_k_fraction: how a push travels.
     """
 
+    timing_twin = "qfleet.roles.timing_twins:TimedGradientWorker"
+
     def __init__(
         self,
         blueprint: Blueprint,

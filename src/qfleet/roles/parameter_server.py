@@ -37,6 +37,8 @@ class ParameterServer:
         acknowledged: the newest push applied from each worker: (incarnation, sequence).
     """
 
+    timing_twin = "qfleet.roles.timing_twins:TimedServer"
+
     def __init__(
         self, blueprint: Blueprint, name: str, index: int = 0, num_servers: int = 1, is_difference: bool = False
     ) -> None:
@@ -54,16 +56,21 @@ class ParameterServer:
         self.version = self.target_version = 0
         self.acknowledged: dict[str, tuple[int, int]] = {}
         self._staged: torch.Tensor | None = None
+        self._staged_tickets: list[Ticket] = []
+        self._staged_metrics: dict[str, float] = {}
 
     def update(self, tickets: list[Ticket], rate_scale: float, num_updates: int, *pushes: Push) -> Reply:
         """Stage and commit in one, for a server that holds the whole vector."""
         staged = self.stage(tickets, *pushes)
-        return self.commit(staged.metrics["norm"], rate_scale, num_updates)
+        reply = self.commit(staged.metrics["norm"], rate_scale, num_updates)
+        reply.receipt.metrics["num_refused"] = staged.metrics["num_refused"]
+        return reply
 
     def stage(self, tickets: list[Ticket], *pushes: Push) -> Receipt:
         """Take the mean of a set of pushes and wait for `commit`.
 
-        A push that was applied already, or that is of a former incarnation, is refused and counted.
+        A push that was applied already, or that is of a former incarnation, is refused and counted. The very set that
+        is staged, delivered once more, changes nothing.
 
         Args:
             tickets: one per push.
@@ -72,6 +79,8 @@ class ParameterServer:
         Returns:
             A receipt whose metrics are "norm", the mean's Euclidean norm over this slice, and "num_refused".
         """
+        if self._staged is not None and tickets == self._staged_tickets:
+            return Receipt(version=self.version, metrics=dict(self._staged_metrics))
         fresh = []
         for ticket, push in zip(tickets, pushes, strict=True):
             if (ticket.incarnation, ticket.sequence) > self.acknowledged.get(ticket.worker, (-1, -1)):
@@ -87,6 +96,7 @@ class ParameterServer:
             for push in fresh:
                 if push.buffers is not None:
                     self.buffers = np.array(push.buffers)
+        self._staged_tickets, self._staged_metrics = list(tickets), dict(metrics)
         return Receipt(version=self.version, metrics=metrics)
 
     def commit(self, norm: float, rate_scale: float, num_updates: int) -> Reply:
@@ -193,7 +203,6 @@ class ParameterServer:
             "target_version": self.target_version,
             "first": self.first,
             "optimizer_steps": float(self.optimizer.num_steps),
-            "acknowledged": self.acknowledged,
             "layout_hash": self.layout_hash,
         }
         return Receipt(
@@ -218,9 +227,8 @@ class ParameterServer:
         self._take_moments([(arrays, values) for values, arrays in saved])
         values = saved[0][0]
         self.version, self.target_version = int(str(values["version"])), int(str(values["target_version"]))
-        acknowledged = values["acknowledged"]
-        assert isinstance(acknowledged, dict)
-        self.acknowledged = {worker: (int(pair[0]), int(pair[1])) for worker, pair in acknowledged.items()}
+        # Nothing was under way at the cut, so no push from before it can come once more; and lives are counted anew.
+        self.acknowledged = {}
         return Receipt(version=self.version)
 
     def _take_moments(self, saved: list[tuple[dict[str, np.ndarray], dict[str, object]]]) -> None:

@@ -33,6 +33,8 @@ class RankWorker(Worker):
         rank, num_workers: which of how many ranks this is, for per-environment epsilons.
     """
 
+    timing_twin = "qfleet.roles.timing_twins:TimedRank"
+
     def __init__(self, blueprint: Blueprint, name: str, rank: int = 0, num_workers: int = 1) -> None:
         super().__init__(blueprint, name, rank, num_workers)
         self.seed = blueprint.seed

@@ -31,6 +31,8 @@ class ReplayActor:
         version: of the parameters it acts on.
     """
 
+    timing_twin = "qfleet.roles.timed_replay:TimedActor"
+
     def __init__(self, blueprint: Blueprint, name: str, rank: int = 0, num_actors: int = 1) -> None:
         self.name = name
         self.online = blueprint.build_network(trainable=False)

@@ -79,6 +79,8 @@ class ReplayShard:
         incarnation: which life this is, as `restore` was told.
     """
 
+    timing_twin = "qfleet.roles.timed_replay:TimedShard"
+
     def __init__(self, blueprint: Blueprint, name: str, index: int = 0) -> None:
         self.blueprint = blueprint
         self.name = name

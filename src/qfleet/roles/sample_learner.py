@@ -34,6 +34,8 @@ class SampleLearner:
         rank, num_learners: which of how many learners that average their gradients.
     """
 
+    timing_twin = "qfleet.roles.timed_replay:TimedLearner"
+
     def __init__(self, blueprint: Blueprint, name: str, rank: int = 0, num_learners: int = 1) -> None:
         self.name = name
         self.rank = rank

@@ -31,6 +31,8 @@ class Worker:
         rank, num_workers: which of how many workers this is, for per-environment epsilons.
     """
 
+    timing_twin = "qfleet.roles.timing_twins:TimedWorker"
+
     def __init__(self, blueprint: Blueprint, name: str, rank: int = 0, num_workers: int = 1) -> None:
         self.name = name
         self.learner = self.build_learner(blueprint)

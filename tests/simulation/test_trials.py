@@ -1,0 +1,124 @@
+"""Deterministic fault testing: drawn runs on drawn clusters with drawn faults; see trial.py for what must hold.
+
+A hundred seeds here, and thousands with `make test-sim`. A seed that fails says how to replay it. Bugs that are
+planted show that each kind of books is kept in earnest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from qfleet.ops import staleness
+from qfleet.replay.storage import RingStorage
+from qfleet.roles.parameter_server import ParameterServer
+from qfleet.roles.push import Encoder
+from qfleet.strategies.base import push_pull
+
+from .trial import SCENARIOS, play
+
+NUM_SEEDS = 100
+NUM_MANY = 5000
+
+
+def replay(seed: int, only: str | None = None) -> dict[str, Any]:
+    """Play a trial, and say how to play it again if it fails."""
+    try:
+        return play(seed, only)
+    except Exception as error:
+        more = f" --only {only}" if only else ""
+        command = f"python tests/simulation/trial.py --seed {seed}{more}"
+        raise AssertionError(f"seed {seed}: {error}; replay it with: {command}") from error
+
+
+@pytest.mark.parametrize("only", SCENARIOS)
+def test_drawn_faults_break_nothing(only: str) -> None:
+    outcomes = [replay(seed, only)["outcome"] for seed in range(NUM_SEEDS // len(SCENARIOS))]
+    assert outcomes.count("done") > len(outcomes) / 2
+
+
+def test_a_trial_is_its_seed() -> None:
+    assert replay(5) == replay(5)
+
+
+@pytest.mark.simulation
+@pytest.mark.parametrize("first", range(0, NUM_MANY, 100))
+def test_drawn_faults_break_nothing_in_thousands_of_trials(first: int) -> None:
+    for seed in range(1000 + first, 1100 + first):
+        replay(seed)
+
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+def forget_the_acknowledged(patch: pytest.MonkeyPatch) -> None:
+    """A server applies whatever comes, how often it comes."""
+    stage = ParameterServer.stage
+
+    def staged(self: ParameterServer, tickets: Any, *pushes: Any) -> Any:
+        self.acknowledged = {}
+        return stage(self, tickets, *pushes)
+
+    patch.setattr(ParameterServer, "stage", staged)
+
+
+def loosen_the_bound(patch: pytest.MonkeyPatch) -> None:
+    """One clock more than the stale synchronous bound."""
+
+    def may_start(clock: int, slowest: int, bound: int | None) -> bool:
+        return staleness.may_start(clock, slowest, None if bound is None else bound + 1)
+
+    patch.setattr(push_pull, "may_start", may_start)
+
+
+def reuse_a_key(patch: pytest.MonkeyPatch) -> None:
+    """A slot's number instead of the insertion's."""
+    insert = RingStorage.insert
+    patch.setattr(RingStorage, "insert", lambda self, transitions: insert(self, transitions) % 16)
+
+
+def forget_a_future(patch: pytest.MonkeyPatch) -> None:
+    """A push that failed is still counted as unmerged."""
+    lost = push_pull.PushPull._lost
+
+    def forgetful(self: Any, job: Any, loss: Any) -> Any:
+        if job.kind == "push":
+            job.member.num_unmerged += 1
+        yield from lost(self, job, loss)
+
+    patch.setattr(push_pull.PushPull, "_lost", forgetful)
+
+
+def lose_the_feedback(patch: pytest.MonkeyPatch) -> None:
+    """What top-k has not sent is thrown away."""
+    encode = Encoder.encode
+
+    def forgetful(self: Encoder, vector: Any, buffers: Any) -> Any:
+        pieces = encode(self, vector, buffers)
+        self.residual = self.residual * 0
+        return pieces
+
+    patch.setattr(Encoder, "encode", forgetful)
+
+
+PLANTED: dict[str, tuple[Plant, str, int]] = {
+    "the dedup is dropped": (forget_the_acknowledged, "async", 60),
+    "the bound is off by one": (loosen_the_bound, "ssp", 60),
+    "a replay key is reused": (reuse_a_key, "sync", 60),
+    "a pending future is forgotten": (forget_a_future, "sync", 60),
+    "the error feedback is lost": (lose_the_feedback, "sync", 60),
+}
+
+
+@pytest.mark.parametrize("bug", PLANTED)
+def test_a_planted_bug_is_caught(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant, only, within = PLANTED[bug]
+    plant(monkeypatch)
+    for seed in range(within):
+        try:
+            play(seed, only)
+        except Exception:
+            return
+    raise AssertionError(f"{bug}: not caught within {within} seeds")
