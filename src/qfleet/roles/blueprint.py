@@ -107,6 +107,12 @@ class Blueprint:
             return minibatch_size(self.algo, self.env.num_envs)
         return self.replay_algo.batch_size
 
+    @property
+    def updates_per_rollout(self) -> int | None:
+        """How many updates a rollout is good for; None where replay is learned from."""
+        algo = self.algo
+        return algo.num_epochs * algo.num_minibatches if isinstance(algo, EpochsConfig) else None
+
     def vector_steps(self, collect_steps: int) -> int:
         """Vector steps of one `collect` call: as the strategy says, but a rollout is made whole."""
         return self.algo.rollout_steps if isinstance(self.algo, RolloutConfig) else collect_steps

@@ -311,6 +311,8 @@ class _AllReduce:
             replay.samples_per_insert,
             max(1, size) * self.blueprint.batch_size,
         )
+        if self.blueprint.updates_per_rollout is not None:  # what a broken group still owed went with its rollouts
+            num_updates = min(num_updates, self.blueprint.updates_per_rollout)
         if not num_updates or not group or any(member.num_held < self._num_needed for member in group):
             return
         yield from self._announce()

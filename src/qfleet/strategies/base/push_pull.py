@@ -356,9 +356,11 @@ class PushPull:
     def _lost(self, job: _Job, loss: Loss) -> Iterator[Event]:
         """A worker's call gave nothing: give back what it had reserved, and its owner a new life where it died."""
         member = job.member
-        if job.kind == "push":
+        if job.ticket is not None:
             member.num_unmerged -= 1
-            member.pace.release(self.updates_per_push)
+            is_of_a_dead_life = job.ticket.incarnation < self.engine.incarnation(member.ref)
+            if not (is_of_a_dead_life and self.blueprint.learns_from_rollouts):  # whose rollout is lost too
+                member.pace.release(self.updates_per_push)
         if loss.is_let_go:
             yield self._let_go(member, ": there is no room for it")
             return
