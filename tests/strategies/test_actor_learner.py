@@ -15,7 +15,7 @@ from qfleet.engines.base import Future, RoleRef
 from qfleet.engines.inline import Config as EngineConfig
 from qfleet.engines.inline import Engine
 from qfleet.envs.config import EnvConfig
-from qfleet.errors import ConfigError
+from qfleet.errors import ConfigError, RoleDied
 from qfleet.networks.torso import NetworkConfig
 from qfleet.recipe import build_config
 from qfleet.roles.blueprint import Blueprint
@@ -207,6 +207,33 @@ def test_actors_come_and_go(tmp_path: Path) -> None:
     changes = [event.num_workers for event in [*events, *late] if isinstance(event, CrewChanged)]
     assert changes == [3, 4, 3, 2, 1]
     check_lags([*events, *late], 4, 2)
+
+
+def test_a_trajectory_that_is_lost_with_its_machine_is_counted_and_its_batch_filled_up(tmp_path: Path) -> None:
+    _, control, coordinator, stream = start(4, tmp_path, num_workers=2, trajectories_per_update=3, max_policy_lag=2)
+    events: list[Any] = [next(stream) for _ in range(2)]
+    lost = coordinator.queue._waiting[0]
+    lost.future.error = RoleDied(lost.actor, 0, "node lost")
+    num_of_that_actor = sum(one.actor == lost.actor for one in coordinator.queue._waiting)
+    events += [next(stream) for _ in range(40)]
+    num_lost = control.tallies["trajectories_lost"]
+    assert num_of_that_actor <= num_lost <= 3, "what lay on that machine, and no more than a batch"
+    assert control.tallies == {"trajectories_lost": num_lost, "values_lost": 1}
+    check_lags(events, 2, 3)
+    control.drain_tag = "00000"
+    next_of(Drained, stream, events)
+    assert control.counters.num_samples == control.counters.num_inserted - num_lost
+
+
+def test_a_snapshot_that_is_lost_is_published_again(tmp_path: Path) -> None:
+    _, control, coordinator, stream = start(5, tmp_path, num_workers=2)
+    events: list[Any] = [next(stream) for _ in range(20)]
+    lost = coordinator._newest
+    assert lost is not None
+    lost.error = RoleDied("learner-0", 0, "node lost")
+    events += [next(stream) for _ in range(40)]
+    assert control.tallies.keys() <= {"values_lost"}
+    check_lags(events, 4, 2)
 
 
 def test_a_batch_must_fit_into_the_queue() -> None:
