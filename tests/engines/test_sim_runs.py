@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,16 @@ import tomli_w
 from qfleet.engines.sim import Config, Engine
 from qfleet.errors import ConfigError, UsageError
 from qfleet.experiment import Experiment
+from qfleet.placement.cluster_file import (
+    FAULT_FIELDS,
+    Cluster,
+    Compute,
+    Fault,
+    Link,
+    Network,
+    Slowdown,
+    parse_cluster,
+)
 
 MakeExperiment = Callable[..., Experiment]
 CLUSTER: dict[str, Any] = {
@@ -151,3 +162,15 @@ def test_a_wrong_file_is_one_clear_line(tmp_path: Path, text: str, message: str)
 def test_a_missing_file_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"engine.cluster = .*No such file"):
         Engine(Config(cluster=str(tmp_path / "none.toml")), 0)
+
+
+def test_the_documented_file_is_right_and_names_every_field() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "simulation.md").read_text("utf-8")
+    block = text.split("```toml\n")[1].split("```")[0]
+    cluster = parse_cluster(tomllib.loads(block))
+    assert [len(tables) for tables in (cluster.link, cluster.compute, cluster.slowdown, cluster.fault)] == [1, 5, 1, 2]
+    for section in (Cluster, Network, Link, Compute, Slowdown, Fault):
+        for name in section.model_fields:
+            assert f"{name} =" in block or f"`{name}`" in text, f"{section.__name__}.{name}"
+    for kind in FAULT_FIELDS:
+        assert f"| `{kind}` |" in text

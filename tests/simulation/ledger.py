@@ -47,10 +47,9 @@ class Ledger:
         """All servers have committed: each push once, and the parameters have moved by just that."""
         engine: Any = group.engine
         roles = [engine._roles[ref.name] for ref in group.refs]
-        if not all(role.is_alive for role in roles):
-            return  # one died since; its next life begins at this very version
-        servers = sorted((role.built for role in roles), key=lambda server: server.first)
-        is_settled = not group._reviving
+        # One that died since is to begin at this very version; there is nothing to see before that.
+        is_settled = not group._reviving and all(role.is_alive for role in roles)
+        servers = sorted((role.built for role in roles), key=lambda server: server.first) if is_settled else []
         versions = {server.version for server in servers}
         check(not is_settled or versions == {group.version}, f"servers at {versions}, known is {group.version}")
         self.num_merges += 1

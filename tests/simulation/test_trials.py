@@ -17,7 +17,8 @@ from qfleet.roles.parameter_server import ParameterServer
 from qfleet.roles.push import Encoder
 from qfleet.strategies.base import push_pull
 
-from .trial import SCENARIOS, play
+from .plans import SCENARIOS
+from .trial import play
 
 NUM_SEEDS = 100
 NUM_MANY = 5000
