@@ -149,7 +149,7 @@ def words_of(line: str) -> Iterator[list[str]]:
 
 
 def shell_commands(page: Path) -> list[list[str]]:
-    lines = [line for block in blocks(page, "bash") for line in block.body.splitlines()]
+    lines = [line for block in blocks(page, "bash") for line in block.body.replace("\\\n", " ").splitlines()]
     lines += [code for code in inline_code(page) if re.match(r"(qfleet|make|pip install|python \S+\.py)( |$)", code)]
     return [words for line in lines for words in words_of(line)]
 

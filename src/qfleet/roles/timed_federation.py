@@ -23,7 +23,7 @@ class TimedClient(TimedWorker):
         """Collect and train in turn, by the numbers alone."""
         self.version = published[0].version
         receipt, replay = Receipt(version=self.version), self.blueprint.replay
-        batch_size = self.blueprint.algo.batch_size
+        batch_size = self.blueprint.batch_size
         while receipt.num_updates < num_updates:
             number = updates_allowed(
                 num_inserted + receipt.num_inserted,

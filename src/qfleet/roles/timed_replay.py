@@ -106,7 +106,7 @@ class TimedLearner(Twin):
 
     def publish(self, with_target: bool) -> Reply:
         """The vector, and the target's when asked for or changed."""
-        config = self.blueprint.algo
+        config = self.blueprint.replay_algo
         is_soft, period = config.target_update == "soft", config.target_period_updates
         target_version = self.version if is_soft else self.version - self.version % period
         with_target = with_target or target_version != self.published_target

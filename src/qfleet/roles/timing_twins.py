@@ -78,10 +78,8 @@ def blank_transitions(blueprint: Blueprint, number: int) -> Transitions:
 
 def follow_target(config: AlgorithmConfig, before: int, version: int, target_version: int) -> int:
     """At which version the target changed last, once updates have led from `before` to `version`."""
-    if config.target_update == "soft":
-        return version
-    period = config.target_period_updates
-    return version if version // period > before // period else target_version
+    follows = not config.has_target or config.target_share(before, version) > 0.0
+    return version if follows else target_version
 
 
 class Twin:
@@ -165,7 +163,7 @@ class TimedWorker(Twin):
         return Receipt(
             version=self.version,
             num_updates=num_updates,
-            num_samples=num_updates * self.blueprint.algo.batch_size,
+            num_samples=num_updates * self.blueprint.batch_size,
             seconds={"learner": 1.0},
         )
 
@@ -204,7 +202,7 @@ class TimedGradientWorker(TimedWorker):
         self.version = max(part.version for part in published)
         receipt = Receipt(
             version=self.version,
-            num_samples=num_updates * self.blueprint.algo.batch_size,
+            num_samples=num_updates * self.blueprint.batch_size,
             num_bytes=sum(piece.num_bytes for piece in self.pieces),
             seconds={"learner": 1.0},
         )
