@@ -31,6 +31,9 @@ STRATEGIES: dict[str, dict[str, object]] = {
     },
     "federated": {"strategy": "federated", "strategy.local_steps": 10},
 }
+# Recipes of their own, of algorithms that learn from rollouts; each names its strategy.
+RECIPES = {"a3c": "a3c", "a2c": "a2c", "impala": "impala"}
+SYSTEMS = [*STRATEGIES, *RECIPES]
 WORKERS = {"inline": 4, "ray": 2}
 TARGET = 475.0
 # Which lag stands for staleness where a strategy pushes no gradients.
@@ -41,13 +44,13 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES), choices=list(STRATEGIES))
+    parser.add_argument("--strategies", nargs="+", default=SYSTEMS, choices=SYSTEMS)
     parser.add_argument("--engines", nargs="+", default=list(WORKERS), help="engines, each with its number of workers")
     parser.add_argument("--set", action="append", default=[], help="one more override for every run, name=value")
     parser.add_argument("--timeout-s", type=float, default=900.0, help="per run")
     parser.add_argument("--out", type=Path, help="Markdown file; the raw runs go beside it as .jsonl")
     group = parser.add_argument_group("one run, as JSON")
-    group.add_argument("--one", choices=list(STRATEGIES))
+    group.add_argument("--one", choices=SYSTEMS)
     group.add_argument("--engine", default="inline")
     group.add_argument("--workers", type=int, default=2)
     group.add_argument("--seed", type=int, default=0)
@@ -60,14 +63,22 @@ def one(args: argparse.Namespace) -> dict[str, object]:
     from qfleet.recipe import parse_override
     from qfleet.strategies.base import Rollout, Update
 
-    overrides = STRATEGIES[args.one] | {"engine": args.engine, "strategy.num_workers": args.workers, "num_threads": 1}
+    overrides = STRATEGIES.get(args.one, {}) | {
+        "engine": args.engine,
+        "strategy.num_workers": args.workers,
+        "num_threads": 1,
+    }
     overrides |= dict(parse_override(text) for text in args.set)
     lags: dict[str, tuple[int, int]] = {}
     first_answer_seconds = None
     summary: dict[str, object] = {}
     with tempfile.TemporaryDirectory(prefix="qfleet-benchmark-") as folder:
         experiment = Experiment.from_recipe(
-            "CartPole-v1", seed=args.seed, run_dir=Path(folder) / "run", overrides=overrides
+            "CartPole-v1",
+            recipe=RECIPES.get(args.one),
+            seed=args.seed,
+            run_dir=Path(folder) / "run",
+            overrides=overrides,
         )
         for event in experiment.stream():
             if isinstance(event, Rollout | Update):

@@ -331,6 +331,7 @@ def main() -> None:
         f"NOT COMPARABLE: {run.system}, seed {run.seed} made {drawn:.0f} samples per insert in its window."
         for run in record.runs
         if "failed" not in run.result
+        and run.number("env_steps_per_second") > 0
         and not 0.9 < (drawn := run.number("samples_per_second") / run.number("env_steps_per_second")) / asked < 1.1
     ]
     notes.append(f"Commands that failed: {sum('failed' in run.result for run in record.runs)}.")
