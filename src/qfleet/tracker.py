@@ -30,7 +30,7 @@ class Tracker:
         counters: the run's global counters (kept by the strategy).
         min_transitions: inserts before the replay ratio counts.
         is_concurrent: whether the roles are busy side by side.
-        now: the clock, in seconds.
+        now: the clock, in seconds; None is this machine's.
 
     Attributes:
         lags: histograms of the receipts' lags ("staleness", "policy_lag", "priority_age"), over the whole run.
@@ -43,10 +43,10 @@ class Tracker:
         counters: Counters,
         min_transitions: int,
         is_concurrent: bool = False,
-        now: Callable[[], float] = time.perf_counter,
+        now: Callable[[], float] | None = None,
     ) -> None:
         self.counters = counters
-        self._now = now
+        self._now = now or (lambda: time.perf_counter())
         self.min_transitions = min_transitions
         self.is_concurrent = is_concurrent
         self.lags: dict[str, LagHistogram] = {}
