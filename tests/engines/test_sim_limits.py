@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import tomli_w
 
+from qfleet.errors import UsageError
 from qfleet.recipe import list_plugins
 
 MakeFleet = Callable[..., Any]
@@ -81,7 +82,7 @@ def test_a_ring_of_ranks_waits_for_the_slowest_at_every_update(timed: Callable[.
 
 
 @pytest.mark.parametrize("sampler", ["uniform", "prioritized"])
-@pytest.mark.parametrize("strategy", list_plugins("strategy"))
+@pytest.mark.parametrize("strategy", [name for name in list_plugins("strategy") if name != "actor_learner"])
 def test_every_strategy_keeps_its_pace_without_computing(fleet: MakeFleet, strategy: str, sampler: str) -> None:
     one = fleet({**SETTINGS, "strategy": strategy, "replay.sampler": sampler, "replay.samples_per_insert": 2.0})
     one.until(lambda counters: counters.num_updates >= 200)
@@ -91,3 +92,8 @@ def test_every_strategy_keeps_its_pace_without_computing(fleet: MakeFleet, strat
     assert one.until_snapshot().version >= 200
     one.drain("00000")
     assert one.engine.now() > 0.0
+
+
+def test_a_strategy_whose_roles_have_no_twin_is_refused_without_computing(fleet: MakeFleet) -> None:
+    with pytest.raises(UsageError, match=r"engine.compute = 'none': \w+ has no timing_twin; take engine.compute=real"):
+        fleet({**SETTINGS, "strategy": "actor_learner"}).until(lambda counters: counters.num_updates >= 1)
