@@ -37,6 +37,7 @@ class Ledger:
 
     def __init__(self, learning_rate: float | None) -> None:
         self.learning_rate = learning_rate
+        self.violation: Violation | None = None  # found inside a role, where it would pass for the role's failure
         self.merged: set[tuple[str, int, int]] = set()
         self.expected: np.ndarray | None = None
         self.residuals: dict[int, tuple[object, np.ndarray]] = {}
@@ -123,6 +124,13 @@ def watching(ledger: Ledger) -> Iterator[None]:
         setattr(owner, name, make(original))
         undo.append(lambda: setattr(owner, name, original))
 
+    def in_role(book: Callable[..., None], *entry: Any) -> None:
+        try:
+            book(*entry)
+        except Violation as violation:
+            ledger.violation = violation
+            raise
+
     def finish(original: Any) -> Any:
         def wrapped(self: ServerGroup, merge: Merge) -> Merge:
             tickets = list(merge.tickets)
@@ -153,7 +161,7 @@ def watching(ledger: Ledger) -> Iterator[None]:
             before = self.residual.copy()
             pieces = original(self, vector, buffers)
             if self.compression == "top_k":
-                ledger.encode(self, before, vector, pieces)
+                in_role(ledger.encode, self, before, vector, pieces)
             return pieces
 
         return wrapped
@@ -161,7 +169,7 @@ def watching(ledger: Ledger) -> Iterator[None]:
     def insert(original: Any) -> Any:
         def wrapped(self: RingStorage, transitions: Any) -> Any:
             keys = original(self, transitions)
-            ledger.insert(self, keys)
+            in_role(ledger.insert, self, keys)
             return keys
 
         return wrapped

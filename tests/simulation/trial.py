@@ -88,6 +88,7 @@ class Trial:
             self.version = saved[1].num_updates
             self.engine.load_state_dict({**saved[2], "faults": self.engine.faults.state_dict()})
         self.num_answers = 0
+        self.ledger: Ledger | None = None
         self.engine.wait = self.counted_wait(self.engine.wait)  # type: ignore[method-assign]
         strategy = load_plugin("strategy", self.config.strategy.name)
         self.events = strategy.run(
@@ -99,6 +100,8 @@ class Trial:
 
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             self.num_answers += 1
+            if self.ledger is not None and self.ledger.violation is not None:
+                raise self.ledger.violation
             check(
                 self.num_answers <= MAX_ANSWERS, f"{MAX_ANSWERS} answers without an event at {self.engine.now():.3f} s"
             )
@@ -233,12 +236,13 @@ def play(seed: int, only: str | None = None) -> dict[str, Any]:
     folder = Path(tempfile.mkdtemp(prefix="qfleet-trial-"))
     ledger, again = (Ledger(0.01 if not plan.changes.get("strategy.local_steps") else None) for _ in range(2))
     trial = Trial(plan, folder / "checkpoints")
+    trial.ledger = ledger
     try:
         with watching(ledger):
             outcome, saved = endure(plan, trial)
         if saved is not None:
             with watching(again):
-                resume(plan, trial, saved, folder / "checkpoints")
+                resume(plan, trial, saved, folder / "checkpoints", again)
         books = {"merges": ledger.num_merges, "encoded": ledger.num_encoded, "keys": ledger.num_inserts}
         return {"name": plan.name, **outcome, **books, **trial.control.tallies}
     finally:
@@ -283,9 +287,10 @@ def endure(plan: Plan, trial: Trial) -> tuple[dict[str, Any], Checkpoint | None]
         raise
 
 
-def resume(plan: Plan, trial: Trial, saved: Checkpoint, folder: Path) -> None:
+def resume(plan: Plan, trial: Trial, saved: Checkpoint, folder: Path, ledger: Ledger) -> None:
     """The last checkpoint goes on; as the run itself did, where that does not depend on who comes first."""
     resumed = Trial(plan, folder, saved, with_faults=False)
+    resumed.ledger = ledger
     try:
         resumed.progress(2)
         if plan.is_ordered and not trial.restarts:  # a new life's generators are not those that a checkpoint finds

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 from qfleet.config import NonNegativeFloat, PositiveInt
 from qfleet.engines.base import Engine, Future, RoleRef
+from qfleet.errors import ValueLost
 from qfleet.ops.pacing import Pace, insert_slack
 from qfleet.roles.blueprint import Blueprint
 from qfleet.roles.replay_actor import ReplayActor
@@ -324,6 +325,8 @@ class DistributedReplay:
             if outcome.restarted is not None:
                 yield outcome.restarted
                 self._revive(member)
+            elif isinstance(outcome.error, ValueLost):
+                self.learners.renew()
         elif job.kind != "restore":
             num = int(outcome.metrics.pop("num_transitions"))
             self._num_coming += num - job.num_expected

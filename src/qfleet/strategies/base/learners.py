@@ -159,6 +159,14 @@ class LearnerGroup:
         self._wants_target = True
         self._pump()
 
+    def renew(self) -> None:
+        """What was published is gone with its machine: publish again, or find out that the learner is dead.
+
+        Nobody else would: as long as actors cannot pull, nothing is inserted and no learner is called.
+        """
+        if not self.is_republishing:
+            self.republish()
+
     def ask_snapshot(self) -> None:
         """Publish, and make a snapshot of the same version for the session."""
         self._wants_snapshot = True
