@@ -17,7 +17,7 @@ ADVICE = {
     "learner": "scale learning next: more workers or learners that share it, or a GPU",
     "server": "scale the servers next: a higher strategy.num_servers, or compressed pushes",
     WAITING: "use fewer roles, or rules that wait less",
-    COORDINATOR: "give each call more to do: env.num_envs or algo.batch_size",
+    COORDINATOR: "give each call more to do: a higher env.num_envs, or larger batches",
 }
 
 
