@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Protocol
+from typing import Annotated, ClassVar, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 from torch import Tensor, nn
 
 from qfleet.config import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Section
@@ -49,6 +49,14 @@ class ExplorationConfig(Section):
     decay_env_steps: PositiveInt = 10_000
     base: Fraction = 0.4
     alpha: NonNegativeFloat = 7.0
+
+
+def _exploration_by_name(value: object) -> object:
+    """`exploration = "none"` for `exploration.kind = "none"`."""
+    return {"kind": value} if isinstance(value, str) else value
+
+
+Exploration = Annotated[ExplorationConfig, BeforeValidator(_exploration_by_name)]
 
 
 class AlgorithmConfig(Section):
@@ -87,12 +95,7 @@ class ReplayAlgorithmConfig(AlgorithmConfig):
     target_update: Literal["hard", "soft"] = "hard"
     target_period_updates: PositiveInt = 100
     target_tau: Fraction = 0.005
-    exploration: ExplorationConfig = ExplorationConfig()
-
-    @field_validator("exploration", mode="before")
-    @classmethod
-    def _exploration_by_name(cls, value: object) -> object:
-        return exploration_by_name(value)
+    exploration: Exploration = ExplorationConfig()
 
     @property
     def exploration_config(self) -> ExplorationConfig | None:
@@ -127,11 +130,6 @@ class PolicyConfig(RolloutConfig):
 
     entropy_bonus: NonNegativeFloat = 0.01
     value_coefficient: NonNegativeFloat = 0.5
-
-
-def exploration_by_name(value: object) -> object:
-    """`exploration = "none"` for `exploration.kind = "none"`."""
-    return {"kind": value} if isinstance(value, str) else value
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,17 +9,16 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import field_validator
 from torch import Tensor, nn
 
 from qfleet.algos.base import (
     Acted,
     EpochsConfig,
+    Exploration,
     ExplorationConfig,
     LearnsFrom,
     LossOutput,
     Minibatch,
-    exploration_by_name,
     infer,
     rollout_rows,
 )
@@ -45,12 +44,7 @@ class Config(EpochsConfig):
     num_epochs: PositiveInt = 2
     num_minibatches: PositiveInt = 16
     trace_lambda: Fraction = 0.65
-    exploration: ExplorationConfig = ExplorationConfig()
-
-    @field_validator("exploration", mode="before")
-    @classmethod
-    def _exploration_by_name(cls, value: object) -> object:
-        return exploration_by_name(value)
+    exploration: Exploration = ExplorationConfig()
 
     @property
     def exploration_config(self) -> ExplorationConfig | None:

@@ -6,7 +6,6 @@ publish -> pull -> rollout -> n-step adder -> |TD error| by the actor's own Q-va
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import numpy as np
 
@@ -14,12 +13,12 @@ from qfleet.algos.base import Batch
 from qfleet.replay.packing import pack
 from qfleet.roles.actor import Actor
 from qfleet.roles.blueprint import Blueprint, copy_network, stores_frames_once
+from qfleet.roles.remote_actor import RemoteActor
 from qfleet.roles.replay_shard import Insertion
-from qfleet.roles.state_file import read_state, write_state
-from qfleet.types import ParamSlice, ParamSnapshot, Progress, Receipt, Reply, SavedFile, Transitions
+from qfleet.types import ParamSlice, ParamSnapshot, Progress, Receipt, Reply, Transitions
 
 
-class ReplayActor:
+class ReplayActor(RemoteActor):
     """Environments and a frozen copy of the networks.
 
     Args:
@@ -37,7 +36,7 @@ class ReplayActor:
         self.name = name
         self.online = blueprint.build_network(trainable=False)
         self.target = copy_network(self.online)
-        self.actor = Actor(blueprint, name, self.online, rank, num_actors)
+        self.actor: Actor = Actor(blueprint, name, self.online, rank, num_actors)
         self.algorithm = blueprint.build_replay_algorithm()
         self.version = self._target_version = -1
         self._sends_packed = stores_frames_once(blueprint.replay, blueprint.spec)
@@ -64,30 +63,6 @@ class ReplayActor:
         if flushed is None or not len(flushed):
             return Reply(Receipt(version=self.version, metrics={"num_transitions": 0.0}), None)
         return self._insertion(Receipt(version=self.version), _copied(flushed))
-
-    def restore(self, incarnation: int, tag: str) -> Receipt:
-        """Begin a new life with fresh episodes; `tag` names the checkpoint that it follows, "" where there is none."""
-        self.actor.reseed("life", incarnation, tag)
-        return Receipt(version=self.version)
-
-    def save(self, folder: str, tag: str, previous: list[SavedFile]) -> Receipt:
-        """Write this actor's part of the checkpoint `tag`; `cut` comes first."""
-        arrays, values = self.actor.state_dict()
-        return Receipt(version=self.version, files=[write_state(Path(folder), self.name, tag, arrays, values)])
-
-    def load(self, folder: str, tag: str, files: list[SavedFile]) -> Receipt:
-        """Continue from the file that `save` returned for the checkpoint `tag`.
-
-        Raises:
-            CheckpointError: it does not fit this run.
-        """
-        arrays, values = read_state(Path(folder), files[0])
-        self.actor.load_state_dict(arrays, values, tag)
-        return Receipt(version=self.version)
-
-    def close(self) -> None:
-        """Close the environments."""
-        self.actor.close()
 
     def _pull(self, newest: ParamSlice, with_target: ParamSlice) -> None:
         if newest.version != self.version:

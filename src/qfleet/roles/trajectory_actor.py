@@ -6,15 +6,13 @@ snapshot -> T vector steps of all environments -> Trajectories with log-probabil
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from qfleet.roles.blueprint import Blueprint
+from qfleet.roles.remote_actor import RemoteActor
 from qfleet.roles.rollout_actor import RolloutActor
-from qfleet.roles.state_file import read_state, write_state
 from qfleet.types import ParamSnapshot, Progress, Receipt, Reply, SavedFile
 
 
-class TrajectoryActor:
+class TrajectoryActor(RemoteActor):
     """Environments and a frozen copy of the network.
 
     Args:
@@ -29,7 +27,7 @@ class TrajectoryActor:
     def __init__(self, blueprint: Blueprint, name: str, rank: int = 0, num_actors: int = 1) -> None:
         self.name = name
         self.network = blueprint.build_network(trainable=False)
-        self.actor = RolloutActor(blueprint, name, self.network, rank, num_actors)
+        self.actor: RolloutActor = RolloutActor(blueprint, name, self.network, rank, num_actors)
         self.version = -1
 
     def rollout(self, progress: Progress, num_vector_steps: int, newest: ParamSnapshot) -> Reply:
@@ -41,27 +39,7 @@ class TrajectoryActor:
         trajectories = self.actor.rollout(progress, num_vector_steps, self.version, receipt)
         return Reply(receipt, trajectories)
 
-    def restore(self, incarnation: int, tag: str) -> Receipt:
-        """Begin a new life with fresh episodes; `tag` names the checkpoint that it follows, "" where there is none."""
-        self.actor.reseed("life", incarnation, tag)
-        return Receipt(version=self.version)
-
     def save(self, folder: str, tag: str, previous: list[SavedFile]) -> Receipt:
         """Write this actor's part of the checkpoint `tag`; environments that cannot be saved start anew, see cut."""
         self.actor.cut(tag)
-        arrays, values = self.actor.state_dict()
-        return Receipt(version=self.version, files=[write_state(Path(folder), self.name, tag, arrays, values)])
-
-    def load(self, folder: str, tag: str, files: list[SavedFile]) -> Receipt:
-        """Continue from the file that `save` returned for the checkpoint `tag`.
-
-        Raises:
-            CheckpointError: it does not fit this run.
-        """
-        arrays, values = read_state(Path(folder), files[0])
-        self.actor.load_state_dict(arrays, values, tag)
-        return Receipt(version=self.version)
-
-    def close(self) -> None:
-        """Close the environments."""
-        self.actor.close()
+        return super().save(folder, tag, previous)
