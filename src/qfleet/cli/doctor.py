@@ -23,6 +23,12 @@ State = Literal["ok", "note", "problem"]
 EXTRAS = {
     "box2d": ("Box2D", "LunarLander-v3 and the other Box2D environments"),
     "ray": ("ray", "--engine ray: roles as processes of a cluster"),
+    "atari": ("ale_py", "ALE/Pong-v5 and the other Atari games"),
+    "minatar": ("minatar", "MinAtar's five games"),
+    "video": ("imageio_ffmpeg", "qfleet evaluate --video out.mp4"),
+    "onnx": ("onnxscript", "qfleet export --format onnx"),
+    "client": ("httpx", "qfleet.client: asking a served policy"),
+    "serve": ("uvicorn", "qfleet serve"),
 }
 MIN_PYTHON = (3, 11)
 GIB = 1 << 30
