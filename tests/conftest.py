@@ -22,7 +22,9 @@ from qfleet.strategies.base import Control, Counters, Drained, Event, Saved, Sna
 from qfleet.types import ParamSnapshot
 
 # How long an example takes says something about the machine, not about the code.
-hypothesis.settings.register_profile("qfleet", deadline=None)
+# The same examples each time, so that a green commit stays green; `--hypothesis-profile=explore` draws new ones.
+hypothesis.settings.register_profile("qfleet", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("explore", deadline=None, max_examples=500)
 hypothesis.settings.load_profile("qfleet")
 # One thread: two tiny runs on two threads each would wait for each other more than they compute.
 torch.set_num_threads(1)
