@@ -69,7 +69,12 @@ class Noise(gym.Env[Any, Any]):
 def test_rows_that_went_early_for_want_of_frames_show_in_the_metrics(
     experiment: Callable[..., Experiment], tmp_path: Path, once: bool
 ) -> None:
-    changes = {"replay.capacity": 100, "replay.store_frames_once": once, "stop.max_env_steps": 300}
+    changes = {
+        "replay.capacity": 100,
+        "replay.store_frames_once": once,
+        "stop.max_env_steps": 300,
+        "evaluation.max_episode_steps": 20,
+    }
     experiment("Noise-v0", changes, env=Noise).run()
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     reported = [line["num_live_transitions"] for line in lines if "num_live_transitions" in line]
