@@ -105,6 +105,8 @@ def test_every_pair_trains(
         "evaluation.every_env_steps": 300,
         "evaluation.final_episodes": 50,
     }
+    if short_name(engine_module) == "ray" and "num_workers" in strategy.Config.model_fields:
+        changes["strategy.num_workers"] = 2  # each is a process
     if issubclass(algo.Config, ReplayAlgorithmConfig):
         changes["replay.samples_per_insert"] = 8.0
     elif issubclass(algo.Config, EpochsConfig):
