@@ -1,7 +1,7 @@
 """purejaxql's PQN (JAX) on CartPole-v1 with the hyperparameters of its own config: training time until a score.
 
-Needs a checkout of https://github.com/mttga/purejaxql and, beside "jax[cpu]", what its pqn_gymnax.py imports: flax,
-optax, chex, hydra-core, omegaconf, safetensors, wandb, gymnasium and gymnax 0.0.9 (the step of newer ones returns more).
+Needs a checkout of https://github.com/mttga/purejaxql, gymnasium, and beside "jax[cpu]" what its pqn_gymnax.py imports:
+flax, optax, chex, hydra-core, omegaconf, safetensors, wandb, and gymnax 0.0.9 (a step of newer ones returns more).
 The script is used unchanged. Its training is one `lax.scan` of an update step; here the same step is compiled for a few
 updates at once, ahead of time, so that the training clock stops between two calls for a greedy evaluation. Imports,
 building and compiling have clocks of their own. Prints one JSON line.
