@@ -97,7 +97,13 @@ def solve(args: argparse.Namespace) -> dict[str, Any]:
     built = time.perf_counter()
     env_steps_per_update = config["NUM_ENVS"] * config["NUM_STEPS"]
     updates_per_call = max(1, round(args.eval_every / env_steps_per_update))
-    compiled = jax.jit(lambda carry: jax.lax.scan(step, carry, None, updates_per_call)[0]).lower(carry).compile()
+
+    def several(carry: Any) -> Any:
+        return jax.lax.scan(step, carry, None, updates_per_call)[0]
+
+    # The scan makes floats of what environments count in whole numbers at first: so that one program fits every call.
+    carry = jax.tree.map(lambda value, after: value.astype(after.dtype), carry, jax.eval_shape(several, carry))
+    compiled = jax.jit(several).lower(carry).compile()
     ready = time.perf_counter()
 
     @jax.jit
