@@ -1,9 +1,11 @@
-"""PQN on CartPole-v1 until 475: `qfleet train CartPole-v1 --recipe pqn` beside purejaxql, its authors' JAX code.
+"""PQN on CartPole-v1 until 475: `qfleet train CartPole-v1 --recipe pqn` beside purejaxql, its authors' JAX code, and
+beside qfleet's own DQN with the recipe cartpole.
 
-Both train for about 4,000 env steps (two rollouts) between greedy evaluations over 100 complete episodes, which are
-outside of both training clocks, as JAX's compiling is. The peer is done at its first mean of 475. qfleet goes on until
-200 more episodes confirm one by six standard errors, as its recipe says, and counts as solved where 100 held-out
-episodes have a mean of 475 after that. The peer tries each number of cores on some seeds and goes on with the faster.
+PQN and its peer train for about 4,000 env steps (two rollouts) between greedy evaluations over 100 complete episodes,
+which are outside of both training clocks, as JAX's compiling is. The peer is done at its first mean of 475. qfleet goes
+on until 200 more episodes confirm one by six standard errors, as its recipe says, and counts as solved where 100
+held-out episodes have a mean of 475 after that. The peer tries each number of cores on some seeds and goes on with the
+faster.
 Asked: at most 1.25 times the peer's training time, 0.4 times the same with set-up and compiling, 6 s a command.
 
     python benchmarks/pqn_cartpole.py --checkout ../purejaxql --python ../jax/bin/python --out pqn-cartpole.md
@@ -19,12 +21,25 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from cartpole_solve import OURS, ours
-from harness import Run, Spread, System, markdown_page, markdown_table, record_beside, run_systems, write_page
+from harness import (
+    Run,
+    Spread,
+    System,
+    markdown_page,
+    markdown_table,
+    qfleet_command,
+    record_beside,
+    run_systems,
+    versions_line,
+    write_page,
+)
 
+OURS, OUR_DQN = "qfleet PQN", "qfleet DQN"
+RECIPES = {OURS: "pqn", OUR_DQN: "cartpole"}
 PEER_SCRIPT = Path(__file__).parent / "peers" / "purejaxql_cartpole.py"
 TARGET = 475.0
 PEER_EVAL_EVERY = 4_096  # two of its updates; the recipe pqn has 4,000
+PEER_PACKAGES = ("jax", "flax", "optax", "gymnax", "gymnasium", "numpy")
 NUM_RESAMPLES = 10_000
 
 
@@ -38,12 +53,18 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--trial-seeds", type=int, default=3, help="peer seeds run on every number of cores")
     parser.add_argument("--peer-margin-stderr", type=float, default=0.0, help="stricter: mean - K * stderr >= 475")
     parser.add_argument("--qfleet", help="command in place of the installed qfleet")
-    parser.add_argument("--qfleet-args", default="--recipe pqn", help="more arguments for `qfleet train`")
     parser.add_argument("--timeout-s", type=float, default=600.0, help="per run")
     parser.add_argument("--out", type=Path, help="Markdown file; the raw runs go beside it as .jsonl")
-    args = parser.parse_args()
-    args.env, args.threads = "CartPole-v1", None  # what cartpole_solve.ours reads
-    return args
+    return parser.parse_args()
+
+
+def ours(args: argparse.Namespace, name: str, folder: Path, seeds: tuple[int, ...]) -> System:
+    def command(seed: int) -> list[str]:
+        run_dir = str(folder / f"{RECIPES[name]}-{seed}")
+        words = ["train", "CartPole-v1", "--recipe", RECIPES[name], "--seed", str(seed), "--run-dir", run_dir]
+        return [*qfleet_command(args.qfleet), *words, "--json", "--quiet"]
+
+    return System(name, command, None, seeds)
 
 
 def peer(args: argparse.Namespace, threads: int, seeds: tuple[int, ...]) -> System:
@@ -63,7 +84,7 @@ def peer(args: argparse.Namespace, threads: int, seeds: tuple[int, ...]) -> Syst
 
 
 def training_seconds(run: Run) -> float:
-    return run.number("train_seconds" if run.system == OURS else "seconds")
+    return run.number("train_seconds" if run.system in RECIPES else "seconds")
 
 
 def with_setup_seconds(run: Run) -> float:
@@ -72,11 +93,11 @@ def with_setup_seconds(run: Run) -> float:
 
 
 def env_steps(run: Run) -> float:
-    return run.number("num_env_steps" if run.system == OURS else "env_steps")
+    return run.number("num_env_steps" if run.system in RECIPES else "env_steps")
 
 
 def mean_return(run: Run) -> float:
-    return run.number("eval.mean_return" if run.system == OURS else "mean")
+    return run.number("eval.mean_return" if run.system in RECIPES else "mean")
 
 
 def solved(run: Run) -> bool:
@@ -124,16 +145,17 @@ def main() -> None:
     record = record_beside(args.out, "pqn-cartpole.jsonl")
     seeds = tuple(range(args.first_seed, args.first_seed + args.seeds))
     trial = seeds[: args.trial_seeds] if len(args.peer_threads) > 1 else ()
-    with tempfile.TemporaryDirectory(prefix="qfleet-benchmark-") as folder:
-        own = ours(args, Path(folder))
+    rest = seeds[len(trial) :]
+    with tempfile.TemporaryDirectory(prefix="qfleet-benchmark-") as name:
+        folder = Path(name)
         trials = {threads: peer(args, threads, trial) for threads in args.peer_threads}
-        opening = System(own.name, own.command, own.threads, trial)
-        run_systems([opening, *trials.values()], record, describe, args.timeout_s)
+        opening = [ours(args, recipe, folder, trial) for recipe in RECIPES]
+        run_systems([*opening, *trials.values()], record, describe, args.timeout_s)
         seconds = {threads: [training_seconds(run) for run in record.of(one.name)] for threads, one in trials.items()}
         fastest = min(trials, key=lambda threads: statistics.median(seconds[threads] or [0.0]))
-        rest = seeds[len(trial) :]
         chosen = peer(args, fastest, rest)
-        run_systems([System(own.name, own.command, own.threads, rest), chosen], record, describe, args.timeout_s)
+        systems = [*(ours(args, recipe, folder, rest) for recipe in RECIPES), chosen]
+        run_systems(systems, record, describe, args.timeout_s)
     names = list(dict.fromkeys(run.system for run in record.runs))
     headers = [
         "system",
@@ -156,8 +178,9 @@ def main() -> None:
             f"The same to the peer with set-up and compiling: {whole}; asked: below 0.4.",
             f"Whole commands, evaluation included: {commands}; asked of qfleet: less than 6 s.",
             "In brackets 95% of the ratios when the seeds are drawn again with replacement.",
+            f"The peer's versions: {versions_line(args.python, PEER_PACKAGES)}.",
         ]
-    write_page(markdown_page("PQN on CartPole-v1 until 475", args.python, table, notes), args.out)
+    write_page(markdown_page("PQN on CartPole-v1 until 475", sys.executable, table, notes), args.out)
     missed = [run.seed for run in record.of(OURS) if not solved(run)]
     if missed:
         sys.exit(f"{OURS} did not reach {TARGET:g} on seeds {missed}")
