@@ -133,7 +133,7 @@ def read_policy(folder: Path) -> tuple[RunConfig, EnvSpec, ParamSnapshot, dict[s
         raise CheckpointError(f"{path}: not a policy file ({type(error).__name__}: {error})") from error
     tensors = load_tensors(read_verified(folder, weights))
     snapshot = ParamSnapshot(version, tensors["vector"], tensors["buffers"], layout_hash)
-    return build_config(raw_config, []), spec, snapshot, facts
+    return build_config(raw_config, [], is_read_back=True), spec, snapshot, facts
 
 
 def load_policy(run_dir: str | Path) -> Policy:

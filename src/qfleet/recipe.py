@@ -12,6 +12,7 @@ import importlib
 import json
 import pkgutil
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -75,6 +76,10 @@ PLUGIN_SECTIONS = {
 }
 
 
+# By section, what decides nothing where an algorithm learns from rollouts instead of replay.
+UNREAD_BY_ROLLOUTS = {"replay": frozenset(ReplayConfig.model_fields), "strategy": frozenset({"collect_steps"})}
+
+
 class RunConfig(Section):
     """All of a run. `device` is cpu, cuda or auto; `num_threads` is torch's per process, "auto" by kind of network."""
 
@@ -116,8 +121,11 @@ class RunConfig(Section):
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     def to_toml(self) -> str:
-        """The complete configuration; reading it back gives an equal one."""
-        return tomli_w.dumps(self.model_dump(mode="json", by_alias=True, exclude_none=True))
+        """The complete configuration, but for what its algorithm does not read; reading it back gives an equal one."""
+        unread = UNREAD_BY_ROLLOUTS if isinstance(self.algo, RolloutConfig) else {}
+        exclude = {section: set(fields) for section, fields in unread.items()}
+        values = self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=exclude)
+        return tomli_w.dumps({name: value for name, value in values.items() if value != {} or name not in unread})
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,26 +200,33 @@ def recipe_for_env(env_id: str) -> Recipe | None:
     return next((recipe for recipe in list_recipes() if recipe.env_id == env_id), None)
 
 
-def build_config(values: dict[str, object], overrides: list[tuple[str, object]]) -> RunConfig:
+def build_config(
+    values: dict[str, object], overrides: list[tuple[str, object]], *, is_read_back: bool = False
+) -> RunConfig:
     """Check a recipe's tables with the user's overrides on top.
 
     Args:
         values: raw tables.
         overrides: dotted names and values, applied in order.
+        is_read_back: the tables are of a run, not of a user: they may hold defaults that its algorithm does not read.
 
     Raises:
         ConfigError: naming the field, the value and the fix.
     """
-    raw = copy.deepcopy(values)
+    raw, written = copy.deepcopy(values), {} if is_read_back else copy.deepcopy(values)
     for key, value in overrides:
         apply_override(raw, key, value)
+        apply_override(written, key, value)
+    modules: dict[str, ModuleType] = {}
     for section, (_, default) in PLUGIN_SECTIONS.items():
         table = raw.get(section, {})
         table = {"name": table} if isinstance(table, str) else table
         if not isinstance(table, dict):
             raise ConfigError(f"{section} = {table!r}: this is a table, or a name")
-        module = load_plugin(section, str(table.get("name", default)))
-        raw[section] = parse_section(module.Config, table, section)
+        modules[section] = load_plugin(section, str(table.get("name", default)))
+        raw[section] = parse_section(modules[section].Config, table, section)
+    if isinstance(raw["algo"], RolloutConfig) and fits(modules["strategy"], modules["algo"]):
+        _refuse_unread(raw["algo"].name, written)
     if isinstance(raw.get("network"), str):
         raw["network"] = {"kind": raw["network"]}
     return parse_section(RunConfig, raw, "")
@@ -230,7 +245,7 @@ def change_config(config: RunConfig, overrides: list[tuple[str, object]]) -> Run
         section = key.removesuffix(".name")
         if section in PLUGIN_SECTIONS and raw[section]["name"] != value:
             raw[section] = {"name": value}
-    return build_config(raw, overrides)
+    return build_config(raw, overrides, is_read_back=True)
 
 
 def is_resumable(key: str) -> bool:
@@ -286,21 +301,26 @@ def _check_unread(config: RunConfig) -> None:
     """Where an algorithm learns from rollouts, these decide nothing: nobody should believe that they do."""
     if not isinstance(config.algo, RolloutConfig):
         return
-    name = config.algo.name
-    defaults = ReplayConfig()
-    for field in ReplayConfig.model_fields:
-        if (value := getattr(config.replay, field)) != getattr(defaults, field):
-            raise ConfigError(
-                f"replay.{field} = {value!r}: {name} learns from rollouts and keeps no replay; leave [replay] "
-                "out and set algo.rollout_steps"
-            )
-    fields = type(config.strategy).model_fields
-    value = getattr(config.strategy, "collect_steps", None)
-    if value is not None and value != fields["collect_steps"].default:
-        raise ConfigError(
-            f"strategy.collect_steps = {value}: {name} collects whole rollouts; leave it out and set algo.rollout_steps"
-        )
+    changed: dict[str, object] = {}
+    for section, fields in UNREAD_BY_ROLLOUTS.items():
+        values = getattr(config, section)
+        infos = {name: info for name, info in type(values).model_fields.items() if name in fields}
+        changed[section] = {n: getattr(values, n) for n, info in infos.items() if getattr(values, n) != info.default}
+    _refuse_unread(config.algo.name, changed)
     _ = config.pace  # raises where a rollout cannot be cut into its minibatches
+
+
+def _refuse_unread(algo: str, tables: Mapping[str, object]) -> None:
+    """Raise for the first field in these tables that an algorithm which learns from rollouts does not read."""
+    for section, fields in UNREAD_BY_ROLLOUTS.items():
+        table = tables.get(section)
+        for field, value in table.items() if isinstance(table, dict) else ():
+            if field not in fields:
+                continue
+            fix = "collects whole rollouts; leave it out"
+            if section == "replay":
+                fix = "learns from rollouts and keeps no replay; leave [replay] out"
+            raise ConfigError(f"{section}.{field} = {value!r}: {algo} {fix} and set algo.rollout_steps")
 
 
 def apply_override(raw: dict[str, object], key: str, value: object) -> None:
@@ -340,7 +360,7 @@ def read_config(path: Path) -> RunConfig:
     Raises:
         UsageError, ConfigError: missing, not TOML, or not valid.
     """
-    return build_config(find_recipe(str(path)).values, [])
+    return build_config(find_recipe(str(path)).values, [], is_read_back=True)
 
 
 def _parse_recipe(name: str, text: str, where: str | None = None) -> Recipe:

@@ -71,7 +71,7 @@ class Series:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path}: not a series ({type(error).__name__}: {error})") from error
         series = cls.__new__(cls)
-        series.config = build_config(raw, [])
+        series.config = build_config(raw, [], is_read_back=True)
         series.seeds = seeds
         series.run_dir = Path(run_dir)
         series.recipe = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,12 @@ MakeExperiment = Callable[..., Experiment]
     ("changes", "message"),
     [
         ({"replay.capacity": 5000}, r"replay.capacity = 5000: a2c learns from rollouts .* algo.rollout_steps"),
+        (
+            {"replay.capacity": 5},
+            r"replay.capacity = 5: a2c learns from rollouts and keeps no replay; leave \[replay\] out",
+        ),
+        ({"replay.capacity": 100_000}, r"replay.capacity = 100000: a2c"),  # the default
+        ({"strategy.collect_steps": 1}, r"strategy.collect_steps = 1: a2c collects whole"),  # the default
         ({"replay.samples_per_insert": 2.0}, r"replay.samples_per_insert = 2.0: a2c"),
         ({"replay.sampler": "prioritized"}, r"replay.sampler = 'prioritized': a2c"),
         ({"strategy.collect_steps": 4}, r"strategy.collect_steps = 4: a2c collects whole .* algo.rollout_steps"),
@@ -62,6 +69,28 @@ def test_a_written_configuration_reads_back(experiment: MakeExperiment) -> None:
     assert "rollouts: 4 x 4 steps in each of 4 roles" in run.describe()
     run.run()
     assert Experiment.resume(run.run_dir).config == run.config
+    text = (run.run_dir / "config.toml").read_text()
+    assert "[strategy]" in text
+    assert "collect_steps" not in text, "what pqn does not read is not written"
+    assert "[replay]" not in text
+
+
+def test_a_run_that_wrote_defaults_down_goes_on(experiment: MakeExperiment, tmp_path: Path) -> None:
+    """Defaults in a user's file are refused, in a run's own directory they are not, which earlier versions wrote."""
+    run = experiment("CartPole-v1", {"algo": "pqn", "stop.max_env_steps": 64})
+    run.run()
+    path = run.run_dir / "config.toml"
+    path.write_text(
+        path.read_text().replace("[strategy]", "[strategy]\ncollect_steps = 1") + "[replay]\nsampler = 'uniform'\n"
+    )
+    assert Experiment.resume(run.run_dir).config == run.config
+    path.write_text(path.read_text().replace("uniform", "prioritized"))
+    with pytest.raises(ConfigError, match=r"replay.sampler = 'prioritized': pqn"):
+        Experiment.resume(run.run_dir)
+    mine = tmp_path / "mine.toml"
+    mine.write_text("[algo]\nname = 'pqn'\n[replay]\nsampler = 'uniform'\n")
+    with pytest.raises(ConfigError, match=r"replay.sampler = 'uniform': pqn learns from rollouts and keeps no replay"):
+        Experiment.from_recipe("CartPole-v1", recipe=str(mine))
 
 
 @pytest.mark.parametrize(("recipe", "wait"), [("a2c", "sync"), ("a3c", "async")])

@@ -132,7 +132,7 @@ def _disturb(
     events: list[Any],
 ) -> None:
     """Kill somebody, hire or dismiss some, or pause."""
-    names = [*coordinator.actors, "learner-0"]
+    names = [*coordinator.actors.refs, "learner-0"]
     what = int(generator.integers(5))
     if what < 2:
         engine.kill(RoleRef(names[int(generator.integers(len(names)))] if what else "learner-0"))
@@ -141,7 +141,7 @@ def _disturb(
     elif what == 3:
         control.drain_tag = "00000"
         drained = next_of(Drained, stream, events)
-        assert drained.state["actors"] == list(coordinator.actors)
+        assert drained.state["actors"] == list(coordinator.actors.refs)
         assert coordinator.queue.num_waiting == 0
         control.drain_tag = None
     else:
@@ -199,10 +199,10 @@ def test_actors_come_and_go(tmp_path: Path) -> None:
     events: list[Any] = [next(stream) for _ in range(20)]
     control.num_workers = 4
     events += [next(stream) for _ in range(60)]
-    assert list(coordinator.actors) == ["actor-0", "actor-1", "actor-2", "actor-3"]
+    assert list(coordinator.actors.refs) == ["actor-0", "actor-1", "actor-2", "actor-3"]
     control.num_workers = 1
     late = [next(stream) for _ in range(60)]
-    assert list(coordinator.actors) == ["actor-0"]
+    assert list(coordinator.actors.refs) == ["actor-0"]
     assert {event.role for event in late[30:] if isinstance(event, Rollout)} == {"actor-0"}
     changes = [event.num_workers for event in [*events, *late] if isinstance(event, CrewChanged)]
     assert changes == [3, 4, 3, 2, 1]

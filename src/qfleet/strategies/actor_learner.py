@@ -16,7 +16,6 @@ Espeholt et al. 2018, IMPALA: Scalable Distributed Deep-RL with Importance Weigh
 
 from __future__ import annotations
 
-import dataclasses
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -32,16 +31,16 @@ from qfleet.roles.blueprint import Blueprint
 from qfleet.roles.trajectory_actor import TrajectoryActor
 from qfleet.strategies.base import (
     Control,
-    CrewChanged,
     Event,
     Rollout,
     Saved,
     SnapshotPublished,
     Update,
-    call,
     drained,
+    load_roles,
     submit_saves,
 )
+from qfleet.strategies.base.actors import ActorGroup
 from qfleet.strategies.base.config import FleetConfig
 from qfleet.strategies.base.supervisor import Loss, Supervisor
 from qfleet.strategies.base.trajectory_queue import Trajectory, TrajectoryQueue
@@ -106,13 +105,12 @@ class ActorLearner:
         self.blueprint = blueprint
         self.config = config
         self.control = control
-        self.supervisor = Supervisor(engine, config, control)
+        self.supervisor = Supervisor(engine, config, control, lambda: self.actors.refs)
         self.queue = TrajectoryQueue(config.queue_size, config.trajectories_per_update, config.max_policy_lag)
         placement = Placement(num_gpus=config.learner_gpus)
         self.learner = engine.spawn("learner-0", ActorsLearner, blueprint, "learner-0", placement=placement)
-        self.actors: dict[str, RoleRef] = {}
-        self._num_ever = 0
         self._idle: deque[RoleRef] = deque()
+        self.actors = ActorGroup(self.supervisor, blueprint, TrajectoryActor, self._joined, self._left)
         self._jobs: dict[Future, _Job] = {}
         self._newest: Future | None = None  # whose payload is the newest snapshot
         self._version = 0  # of that
@@ -134,7 +132,7 @@ class ActorLearner:
             if control.failure is not None and self.queue.num_waiting:  # nobody may be able to fill the last batch
                 control.count("trajectories_lost", self.queue.clear())
             if not self._is_pausing:
-                yield from self._resize()
+                yield from self.actors.resize()
             elif self._is_quiet and not control.snapshot_wanted:
                 yield from self._save()
                 continue
@@ -215,62 +213,31 @@ class ActorLearner:
     # starting, saving, resizing
 
     def _start(self, saved: Saved | None) -> None:
-        names: list[str] = []
         if saved is not None:
-            known = saved.state["actors"]
-            assert isinstance(known, list)
-            names = [str(name) for name in known]
-            self._num_ever = int(str(saved.state["num_ever"]))
-            self._load(self.learner, saved)
-        wanted = self.control.num_workers or self.config.num_workers
-        for _ in range(wanted):
-            known_name = names.pop(0) if names else None
-            ref = self._hire(wanted, known_name)
-            if saved is not None and known_name is not None:
-                self._load(ref, saved)
+            load_roles(self.engine, [self.learner], self.control, saved)
+        self.actors.start(saved)
         self._publish()
-
-    def _load(self, ref: RoleRef, saved: Saved) -> None:
-        call(self.engine, ref, "load", self.control.checkpoint_folder, saved.tag, saved.files[ref.name])
 
     def _publish(self) -> None:
         """Have the learner publish what it has; nothing goes on before it is out."""
         self._is_publishing = True
         self._submit(_Job("snapshot"), self.learner, "snapshot")
 
-    def _hire(self, num_actors: int, name: str | None = None) -> RoleRef:
-        """An actor more, under the name that it had in a checkpoint, or a new one."""
-        if name is None:
-            name = f"actor-{self._num_ever}"
-            self._num_ever += 1
-        blueprint = self.blueprint
-        if not self.config.worker_gpus:
-            blueprint = dataclasses.replace(blueprint, device="cpu")
-        rank = len(self.actors) % num_actors
-        placement = self.config.worker_placement()
-        ref = self.engine.spawn(name, TrajectoryActor, blueprint, name, rank, num_actors, placement=placement)
-        self.actors[name] = ref
+    def _joined(self, ref: RoleRef) -> None:
         self._idle.append(ref)
-        return ref
 
-    def _resize(self) -> Iterator[Event]:
-        """Hire, or let the last ones go, until there are as many actors as the user wants by now."""
-        wanted = self.control.num_workers
-        if wanted is None:
-            return
-        while len(self.actors) < wanted:
-            ref = self._hire(wanted)
-            yield CrewChanged(len(self.actors), f"{ref.name} joined")
-        while len(self.actors) > max(1, wanted):
-            name, ref = self.actors.popitem()
-            self.engine.stop(ref)
-            for future in [future for future in self._jobs if future.role == ref]:
-                job = self._jobs.pop(future)
-                if job.kind == "rollout":
-                    self.queue.abandon(job.version)
-            if ref in self._idle:
-                self._idle.remove(ref)
-            yield CrewChanged(len(self.actors), f"{name} left")
+    def _left(self, ref: RoleRef) -> None:
+        """An actor has been let go: nobody waits for it any more."""
+        for future in [future for future in self._jobs if future.role == ref]:
+            job = self._jobs.pop(future)
+            if job.kind == "rollout":
+                self.queue.abandon(job.version)
+        self._rest(ref)
+
+    def _rest(self, ref: RoleRef) -> None:
+        """It is not there to begin anything."""
+        if ref in self._idle:
+            self._idle.remove(ref)
 
     @property
     def _is_quiet(self) -> bool:
@@ -278,19 +245,19 @@ class ActorLearner:
 
     def _save(self) -> Iterator[Event]:
         """All is quiet: a consistent cut. Afterwards all begin in order, and with a snapshot, as a resumed run does."""
-        saves = submit_saves(self.engine, [self.learner, *self.actors.values()], self.control)
-        lost = [outcome for outcome in map(self.supervisor.receive, saves) if isinstance(outcome, Loss)]
+        saves = submit_saves(self.engine, [self.learner, *self.actors.refs.values()], self.control)
+        lost = self.supervisor.losses(saves)
         for loss in lost:  # bring them back and try again
             if loss.restarted is not None:
                 yield loss.restarted
-                if loss.future.role in self._idle:
-                    self._idle.remove(loss.future.role)
+                self._rest(loss.future.role)
                 self._revive(loss.future.role)
+            elif loss.is_let_go:
+                yield self.actors.dismiss_without_room(loss.future.role)
         if lost:
             return
-        state: dict[str, object] = {"actors": list(self.actors), "num_ever": self._num_ever}
-        yield drained(self.engine, saves, self.control, state)
-        self._idle = deque(self.actors.values())
+        yield drained(self.engine, saves, self.control, self.actors.state_dict())
+        self._idle = deque(self.actors.refs.values())
         self._publish()
 
     # what died
@@ -310,11 +277,13 @@ class ActorLearner:
         if loss.restarted is not None:
             yield loss.restarted
             self._revive(role)
+        elif loss.is_let_go:
+            yield self.actors.dismiss_without_room(role)
         elif isinstance(loss.error, ValueLost) and job.kind == "restore":
             raise QfleetError(
                 f"the newest parameters are gone with {loss.error.producer}'s machine; --resume the run"
             ) from loss.error
-        elif role != self.learner and role.name in self.actors:
+        elif role != self.learner and role.name in self.actors.refs:
             self._idle.append(role)  # it is well, and was given what is not there any more
             if isinstance(loss.error, ValueLost) and not self._is_publishing:
                 self._publish()
@@ -328,5 +297,4 @@ class ActorLearner:
             files = control.saved_files.get(role.name, [])
             self._submit(_Job("restore"), role, "restore", control.checkpoint_folder, files, *published)
         else:
-            incarnation = self.engine.incarnation(role)
-            self._submit(_Job("restore"), role, "restore", incarnation, control.saved_tag)
+            self._jobs[self.actors.revive(role)] = _Job("restore")

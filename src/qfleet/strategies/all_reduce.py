@@ -81,7 +81,7 @@ class _AllReduce:
         self.share = blueprint.share_replay(config.num_workers)
         self.config = config
         self.control = control
-        self.supervisor = Supervisor(engine, config, control, lambda: len(self.members))
+        self.supervisor = Supervisor(engine, config, control, lambda: self.members)
         self.members: dict[str, _Member] = {}
         # Before its first update serial training holds min_transitions, be they fewer than a batch: so does a rank.
         self._num_needed = max(1, min(blueprint.batch_size, self.share.replay.min_transitions))

@@ -17,7 +17,6 @@ Horgan et al. 2018, Distributed Prioritized Experience Replay.
 
 from __future__ import annotations
 
-import dataclasses
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,15 +29,14 @@ from qfleet.roles.blueprint import Blueprint
 from qfleet.roles.replay_actor import ReplayActor
 from qfleet.strategies.base import (
     Control,
-    CrewChanged,
     Event,
     Rollout,
     Saved,
     Update,
-    call,
     drained,
     submit_saves,
 )
+from qfleet.strategies.base.actors import ActorGroup
 from qfleet.strategies.base.config import FleetConfig
 from qfleet.strategies.base.learners import Learned, LearnerGroup, Unlearned
 from qfleet.strategies.base.shards import Collected, Order, ShardGroup
@@ -110,7 +108,8 @@ class DistributedReplay:
         self.blueprint = blueprint
         self.config = config
         self.control = control
-        self.supervisor = Supervisor(engine, config, control)
+        self.supervisor = Supervisor(engine, config, control, lambda: self.members)
+        self.actors = ActorGroup(self.supervisor, blueprint, ReplayActor, self._joined, self._left)
         self.shards = ShardGroup(engine, self.supervisor, blueprint, control, config.num_shards)
         self.learners = LearnerGroup(
             engine,
@@ -125,7 +124,6 @@ class DistributedReplay:
         per_update = self.batch_size * config.num_learners
         self.pace = Pace(0, 0, replay.min_transitions, replay.samples_per_insert, per_update)
         self.members: dict[str, _Member] = {}
-        self._num_ever = 0
         self._idle: deque[_Member] = deque()
         self._jobs: dict[Future, _Job] = {}
         self._num_coming = 0  # transitions that rollouts under way will bring
@@ -147,7 +145,7 @@ class DistributedReplay:
             wants_snapshot = control.snapshot_wanted or self.learners.is_snapshotting
             self._is_pausing = control.drain_tag is not None or (wants_snapshot and not runs_on)
             if not self._is_pausing:
-                yield from self._resize()
+                yield from self.actors.resize()
             self._feed()
             if self._is_pausing and self._is_quiet():
                 if not control.snapshot_wanted:
@@ -168,55 +166,22 @@ class DistributedReplay:
 
     def _start(self, saved: Saved | None) -> None:
         self.shards.start(saved)
-        names = []
-        if saved is not None:
-            known = saved.state["actors"]
-            assert isinstance(known, list)
-            names = [str(name) for name in known]
-            self._num_ever = int(str(saved.state["num_ever"]))
         counters = self.control.counters
         self.pace.num_inserted, self.pace.num_samples_reserved = counters.num_inserted, counters.num_samples
-        wanted = self.control.num_workers or self.config.num_workers
-        for _ in range(wanted):
-            known_name = names.pop(0) if names else None
-            member = self._hire(wanted, known_name)
-            if saved is not None and known_name is not None:
-                files = saved.files[known_name]
-                call(self.engine, member.ref, "load", self.control.checkpoint_folder, saved.tag, files)
+        self.actors.start(saved)
         self.learners.start(saved)
 
-    def _hire(self, num_actors: int, name: str | None = None) -> _Member:
-        """An actor more, under the name that it had in a checkpoint, or a new one."""
-        if name is None:
-            name = f"actor-{self._num_ever}"
-            self._num_ever += 1
-        blueprint = self.blueprint
-        if not self.config.worker_gpus:
-            blueprint = dataclasses.replace(blueprint, device="cpu")
-        rank = len(self.members) % num_actors
-        ref = self.engine.spawn(
-            name, ReplayActor, blueprint, name, rank, num_actors, placement=self.config.worker_placement()
-        )
-        member = self.members[name] = _Member(ref)
+    def _joined(self, ref: RoleRef) -> None:
+        member = self.members[ref.name] = _Member(ref)
         self._list(member)
-        return member
 
-    def _resize(self) -> Iterator[Event]:
-        """Hire, or let the last ones go, until there are as many actors as the user wants by now."""
-        wanted = self.control.num_workers
-        if wanted is None:
-            return
-        while len(self.members) < wanted:
-            member = self._hire(wanted)
-            yield CrewChanged(len(self.members), f"{member.ref.name} joined")
-        while len(self.members) > max(1, wanted):
-            name, member = self.members.popitem()
-            self.engine.stop(member.ref)
-            for future in [future for future, job in self._jobs.items() if job.member is member]:
-                self._num_coming -= self._jobs.pop(future).num_expected
-            if member.is_listed:
-                self._idle.remove(member)
-            yield CrewChanged(len(self.members), f"{name} left")
+    def _left(self, ref: RoleRef) -> None:
+        """An actor has been let go: nobody waits for it any more; what it has sent to the shards comes in."""
+        member = self.members.pop(ref.name)
+        for future in [future for future, job in self._jobs.items() if job.member is member]:
+            self._num_coming -= self._jobs.pop(future).num_expected
+        if member.is_listed:
+            self._idle.remove(member)
 
     def _is_quiet(self) -> bool:
         is_owing = self.pace.updates_allowed() >= self.config.updates_per_call and self._can_draw
@@ -237,28 +202,33 @@ class DistributedReplay:
             return
         roles = [*self.learners.refs, *self.shards.refs, *(member.ref for member in self.members.values())]
         saves = submit_saves(self.engine, roles, self.control)
-        lost = [outcome for outcome in map(self.supervisor.receive, saves) if isinstance(outcome, Loss)]
-        if lost:  # bring them back and try again
-            restarted = [loss for loss in lost if loss.restarted is not None]
-            yield from (loss.restarted for loss in restarted if loss.restarted is not None)
-            refs = [loss.future.role for loss in restarted]
-            for ref in refs:
-                if ref.name in self.members:
-                    self._revive(self.members[ref.name])
-                elif ref in self.shards.refs:
-                    self.shards.revive(ref)
-            self.learners.revive([ref for ref in refs if ref in self.learners.refs])
+        lost = self.supervisor.losses(saves)
+        if lost:
+            yield from self._bring_back(lost)
             return
-        state: dict[str, object] = {
-            "actors": list(self.members),
-            "num_ever": self._num_ever,
-            "shards": self.shards.state_dict(),
-        }
+        state = self.actors.state_dict() | {"shards": self.shards.state_dict()}
         yield drained(self.engine, saves, self.control, state)
         self._is_cut = False
         self.shards.committed()
         self._idle = deque(self.members.values())  # all of them were idle
         self.learners.republish()
+
+    def _bring_back(self, lost: list[Loss]) -> Iterator[Event]:
+        """Those that could not save; the cut is tried again when they are there."""
+        restarted: list[RoleRef] = []
+        for loss in lost:
+            ref = loss.future.role
+            if loss.is_let_go:
+                yield self.actors.dismiss_without_room(ref)
+            elif loss.restarted is not None:
+                yield loss.restarted
+                restarted.append(ref)
+        for ref in restarted:
+            if ref.name in self.members:
+                self._revive(self.members[ref.name])
+            elif ref in self.shards.refs:
+                self.shards.revive(ref)
+        self.learners.revive([ref for ref in restarted if ref in self.learners.refs])
 
     # who goes on
 
@@ -325,6 +295,8 @@ class DistributedReplay:
             if outcome.restarted is not None:
                 yield outcome.restarted
                 self._revive(member)
+            elif outcome.is_let_go:
+                yield self.actors.dismiss_without_room(member.ref)
             elif isinstance(outcome.error, ValueLost):
                 self.learners.renew()
         elif job.kind != "restore":
@@ -395,6 +367,5 @@ class DistributedReplay:
             counters.num_samples += num_samples
 
     def _revive(self, member: _Member) -> None:
-        """An actor's new life begins with fresh episodes; its unfinished rollout is lost."""
-        incarnation = self.engine.incarnation(member.ref)
-        self._submit(_Job(member, "restore"), "restore", incarnation, self.control.saved_tag)
+        self._jobs[self.actors.revive(member.ref)] = _Job(member, "restore")
+        member.is_busy = True

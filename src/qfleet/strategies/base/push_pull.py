@@ -72,7 +72,7 @@ class PushPull:
         self.control = control
         self.rules = rules
         self.updates_per_push = max(1, rules.local_steps)
-        self.supervisor = Supervisor(engine, config, control, lambda: len(self.members))
+        self.supervisor = Supervisor(engine, config, control, lambda: self.members)
         self.servers = ServerGroup(
             engine, self.supervisor, blueprint, control, rules.num_servers, rules.local_steps > 0
         )
@@ -136,7 +136,7 @@ class PushPull:
         """All is quiet: the consistent cut. Afterwards all begin in the order of their ranks, as a resumed run does."""
         roles = [*self.servers.refs, *(member.ref for member in self.members.values())]
         saves = submit_saves(self.engine, roles, self.control)
-        lost = [outcome for outcome in map(self.supervisor.receive, saves) if isinstance(outcome, Loss)]
+        lost = self.supervisor.losses(saves)
         inserted = self._cut_windows
         for save in saves:  # also where the checkpoint will be taken again: a second cut finds no open windows
             if save.error is None and save.role.name in self.members:

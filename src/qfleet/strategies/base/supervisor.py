@@ -10,7 +10,7 @@ NoRoom       a worker that is not the last one is let go until there is room; at
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from qfleet.engines.base import Engine, Future, RoleRef
@@ -47,7 +47,7 @@ class Supervisor:
         engine: where the roles live.
         config: `max_restarts` of one role, `max_restarts_per_minute` of all together.
         control: receives the counts, and the failure past the budget.
-        count_workers: how many workers there are, for a strategy that goes on with fewer; None for the others.
+        workers: gives the names of the workers, for a strategy that goes on with fewer; None for the others.
 
     Attributes:
         openings: when to hire again those that were let go.
@@ -59,14 +59,14 @@ class Supervisor:
         engine: Engine,
         config: FleetConfig,
         control: Control,
-        count_workers: Callable[[], int] | None = None,
+        workers: Callable[[], Collection[str]] | None = None,
     ) -> None:
         self.engine = engine
         self.config = config
         self.control = control
         self.openings = Openings(engine, config.worker_placement())
         self.joiners: set[str] = set()
-        self._count_workers = count_workers
+        self._workers = workers
         self._num_restarts: dict[str, int] = {}
         self._recent: deque[float] = deque()
         self._first_traceback: dict[str, str] = {}
@@ -88,6 +88,10 @@ class Supervisor:
             if isinstance(error.__cause__, QfleetError):
                 raise
             return self._restart(future, error, "exception")
+
+    def losses(self, futures: Sequence[Future]) -> list[Loss]:
+        """Those of these completed calls that gave no answer, as `receive` says."""
+        return [outcome for outcome in map(self.receive, futures) if isinstance(outcome, Loss)]
 
     def _restart(self, future: Future, error: RoleDied | CallFailed, cause: str) -> Loss:
         role = future.role
@@ -124,7 +128,8 @@ class Supervisor:
         name = future.role.name
         if isinstance(error, NoRoom) and future.incarnation == 0 and name not in self.joiners:
             raise error
-        if self._count_workers is None or not name.startswith("worker-") or self._count_workers() < 2:
+        workers = () if self._workers is None else self._workers()
+        if name not in workers or len(workers) < 2:
             return False
         # Its machine has taken its place along; of a process that died, the place is there still.
         return isinstance(error, NoRoom) or (error.cause == "node lost" and not self.openings.has_room())
