@@ -81,6 +81,9 @@ def test_chain(experiment: MakeExperiment, env_kwargs: dict[str, Any], options: 
 
 
 CHAIN = {key: value for key, value in TABLE.items() if key != "algo.loss"} | {"env.num_envs": 16}
+IQN = dict.fromkeys(
+    ["algo.num_quantiles", "algo.num_target_quantiles", "algo.num_policy_quantiles", "algo.num_cosines"], 8
+)
 # The support holds the largest value, 5, so that no mean is moved; quantiles of a certain return are all the same.
 DISTRIBUTIONAL: dict[str, dict[str, Any]] = {
     "c51": {"algo": "c51", "algo.v_min": 0.0, "algo.v_max": 6.0, "algo.num_atoms": 31},
@@ -100,11 +103,10 @@ DISTRIBUTIONAL: dict[str, dict[str, Any]] = {
         "algo.dueling": True,
         "replay.sampler": "prioritized",
     },
-    "iqn": {"algo": "iqn", **dict.fromkeys(["algo.num_quantiles", "algo.num_target_quantiles"], 8)},
+    "iqn": {"algo": "iqn", **IQN},
     "iqn-double-dueling": {
         "algo": "iqn",
-        "algo.num_quantiles": 8,
-        "algo.num_target_quantiles": 8,
+        **IQN,
         "algo.double": True,
         "algo.dueling": True,
         "replay.sampler": "prioritized",
@@ -144,6 +146,7 @@ def munchausen_q(alpha: float, temperature: float) -> np.ndarray:
 @pytest.mark.parametrize("algo", ["dqn", "iqn"])
 def test_munchausen_on_a_chain(experiment: MakeExperiment, algo: str) -> None:
     changes: dict[str, Any] = {
+        **(IQN if algo == "iqn" else {}),
         "algo": algo,
         "algo.double": False,
         "algo.munchausen": True,
@@ -151,10 +154,8 @@ def test_munchausen_on_a_chain(experiment: MakeExperiment, algo: str) -> None:
         "algo.munchausen_temperature": 0.3,
         "env.kwargs": {"num_states": 4, "random_start": True, "mode": "continue", "time_limit": 10},
     }
-    if algo == "iqn":
-        changes |= {"algo.num_quantiles": 8, "algo.num_target_quantiles": 8}
     expected = munchausen_q(0.5, 0.3)
-    assert np.abs(expected / Chain(4, "continue").optimal_q(GAMMA) - 1).min() > 0.03, "not those of plain Q-learning"
+    assert np.abs(expected / Chain(4, "continue").optimal_q(GAMMA) - 1).max() > 0.1, "not those of plain Q-learning"
     assert_within_one_percent(learned_q(experiment("qfleet/Chain-v0", CHAIN | changes), 4), expected)
 
 
