@@ -118,13 +118,16 @@ class AtariVector(gym.vector.VectorWrapper[Any, Any, Any, Any, Any]):
 
     gives_fresh_arrays = True
 
-    def reset(
-        self, *, seed: int | Array | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Array, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
         """As ale-py's; environment i is seeded with seed + i."""
-        folded = seed % (_MAX_SEED - self.num_envs) if isinstance(seed, int) else seed
+        folded = None if seed is None else seed % (_MAX_SEED - self.num_envs)
         obs, info = self.env.reset(seed=folded, options=options)
         return obs, info
+
+    def close(self, **kwargs: Any) -> None:
+        """Ends its threads."""
+        self.env.close(**kwargs)
+        vars(self.env.unwrapped).pop("ale", None)
 
 
 class FireReset(gym.Wrapper[Any, Any, Any, Any]):
