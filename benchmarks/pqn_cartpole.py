@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness import (
+    Record,
     Run,
     Spread,
     System,
@@ -140,6 +141,35 @@ def row(name: str, runs: list[Run]) -> list[str]:
     ]
 
 
+def page(record: Record, peer_name: str, python: str) -> str:
+    """The table of all runs, and the ratios to the peer in its faster variant; `python` is the peer's interpreter."""
+    names = list(dict.fromkeys(run.system for run in record.runs))
+    headers = [
+        "system",
+        "solved",
+        "env steps",
+        "training seconds",
+        "with set-up and compiling, without evaluation",
+        "whole command, seconds",
+    ]
+    table = markdown_table(headers, [row(name, record.of(name)) for name in names])
+    own_runs, peer_runs = ([run for run in record.of(name) if solved(run)] for name in (OURS, peer_name))
+    notes = ["Minimum / median / maximum over the runs that solved it; interleaved by seed, one process at a time."]
+    if own_runs and peer_runs:
+        mine = [training_seconds(run) for run in own_runs]
+        without = ratio_of_medians(mine, [training_seconds(run) for run in peer_runs])
+        whole = ratio_of_medians(mine, [with_setup_seconds(run) for run in peer_runs])
+        commands = ratio_of_medians([run.wall_seconds for run in own_runs], [run.wall_seconds for run in peer_runs])
+        notes += [
+            f"Median training time, qfleet to {peer_name} without compiling: {without}; asked: at most 1.25.",
+            f"The same to the peer with set-up and compiling: {whole}; asked: below 0.4.",
+            f"Whole commands, evaluation included: {commands}; asked of qfleet: less than 6 s.",
+            "In brackets 95% of the ratios when the seeds are drawn again with replacement.",
+            f"The peer's versions: {versions_line(python, PEER_PACKAGES)}.",
+        ]
+    return markdown_page("PQN on CartPole-v1 until 475", sys.executable, table, notes)
+
+
 def main() -> None:
     args = parse_arguments()
     record = record_beside(args.out, "pqn-cartpole.jsonl")
@@ -156,31 +186,7 @@ def main() -> None:
         chosen = peer(args, fastest, rest)
         systems = [*(ours(args, recipe, folder, rest) for recipe in RECIPES), chosen]
         run_systems(systems, record, describe, args.timeout_s)
-    names = list(dict.fromkeys(run.system for run in record.runs))
-    headers = [
-        "system",
-        "solved",
-        "env steps",
-        "training seconds",
-        "with set-up and compiling, without evaluation",
-        "whole command, seconds",
-    ]
-    table = markdown_table(headers, [row(name, record.of(name)) for name in names])
-    own_runs, peer_runs = ([run for run in record.of(name) if solved(run)] for name in (OURS, chosen.name))
-    notes = ["Minimum / median / maximum over the runs that solved it; interleaved by seed, one process at a time."]
-    if own_runs and peer_runs:
-        mine = [training_seconds(run) for run in own_runs]
-        without = ratio_of_medians(mine, [training_seconds(run) for run in peer_runs])
-        whole = ratio_of_medians(mine, [with_setup_seconds(run) for run in peer_runs])
-        commands = ratio_of_medians([run.wall_seconds for run in own_runs], [run.wall_seconds for run in peer_runs])
-        notes += [
-            f"Median training time, qfleet to {chosen.name} without compiling: {without}; asked: at most 1.25.",
-            f"The same to the peer with set-up and compiling: {whole}; asked: below 0.4.",
-            f"Whole commands, evaluation included: {commands}; asked of qfleet: less than 6 s.",
-            "In brackets 95% of the ratios when the seeds are drawn again with replacement.",
-            f"The peer's versions: {versions_line(args.python, PEER_PACKAGES)}.",
-        ]
-    write_page(markdown_page("PQN on CartPole-v1 until 475", sys.executable, table, notes), args.out)
+    write_page(page(record, chosen.name, args.python), args.out)
     missed = [run.seed for run in record.of(OURS) if not solved(run)]
     if missed:
         sys.exit(f"{OURS} did not reach {TARGET:g} on seeds {missed}")
