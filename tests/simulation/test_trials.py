@@ -18,13 +18,13 @@ from qfleet.roles.push import Encoder
 from qfleet.strategies.base import push_pull
 
 from .plans import SCENARIOS
-from .trial import play
+from .trial import Outcome, play
 
 NUM_SEEDS = 60
 NUM_MANY = 5000
 
 
-def replay(seed: int, only: str | None = None) -> dict[str, Any]:
+def replay(seed: int, only: str | None = None) -> Outcome:
     """Play a trial, and say how to play it again if it fails."""
     try:
         return play(seed, only)
@@ -36,7 +36,7 @@ def replay(seed: int, only: str | None = None) -> dict[str, Any]:
 
 @pytest.mark.parametrize("only", SCENARIOS)
 def test_drawn_faults_break_nothing(only: str) -> None:
-    outcomes = [replay(seed, only)["outcome"] for seed in range(NUM_SEEDS // len(SCENARIOS))]
+    outcomes = [replay(seed, only).end for seed in range(NUM_SEEDS // len(SCENARIOS))]
     assert outcomes.count("done") > len(outcomes) / 2
 
 

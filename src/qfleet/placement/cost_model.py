@@ -91,7 +91,8 @@ class RoleCosts:
 
     def seconds(self, method: str, time: float, receipt: Receipt | None) -> float:
         """Seconds of a whole call, by what its receipt counts; of a call that failed, one unit."""
-        per = self._table(method).per
+        table = self._tables.get(method) or self._table(method)
+        per = table.per
         if per == "call" or receipt is None:
             return self.draw(method, time)
         number = {
@@ -179,6 +180,8 @@ def measured(receipt: Receipt, seconds: float, waiting: float = 0.0) -> dict[str
         seconds: what it took on the virtual clock.
         waiting: what of that it stood waiting for its group.
     """
+    if len(receipt.seconds) == 1 and "all_reduce" not in receipt.seconds:
+        return dict.fromkeys(receipt.seconds, seconds - waiting)
     busy = {name: value for name, value in receipt.seconds.items() if name != "all_reduce"}
     total = sum(busy.values())
     scale = (seconds - waiting) / total if total > 0 else 0.0
