@@ -42,7 +42,7 @@ from qfleet.strategies.base import (
 MAX_ANSWERS = 3000  # between two events of a strategy: more means that it turns in a circle
 PATIENCE = 600  # events in which everybody must have got further once faults have ended
 
-Checkpoint = tuple[Saved, Counters, dict[str, object]]
+Checkpoint = tuple[Saved, Counters, dict[str, object], dict[str, int]]
 
 
 class Course:
@@ -79,7 +79,7 @@ class Course:
         self.is_alone = False  # whether somebody has died since the last cut
         self.cut: tuple[Counters, tuple[int, ...]] | None = None  # the last one, and how many had died till then
         if saved is not None:
-            self.control.counters = dataclasses.replace(saved[1])
+            self.control.counters, self.control.tallies = dataclasses.replace(saved[1]), dict(saved[3])
             self.control.saved_files, self.control.saved_tag = saved[0].files, saved[0].tag
             self.counted.update(dataclasses.asdict(saved[1]))
             self.version = saved[1].num_updates
@@ -175,7 +175,8 @@ class Course:
         engine_state = json.loads(json.dumps(self.engine.state_dict()))
         self.control.saved_files, self.control.saved_tag, self.control.drain_tag = event.files, tag, None
         self.seen, self.is_alone = {}, False
-        return Saved(tag, event.files, state), dataclasses.replace(self.control.counters), engine_state
+        counters, tallies = dataclasses.replace(self.control.counters), dict(self.control.tallies)
+        return Saved(tag, event.files, state), counters, engine_state, tallies
 
     def parameters(self) -> None:
         """Have the newest version published."""
