@@ -165,7 +165,7 @@ class Experiment:
         changed = change_config(config, changes)
         if config.engine.computes_nothing or changed.engine.computes_nothing:
             raise UsageError(
-                f"{folder}: a run that computes nothing (engine.compute = 'none') leaves nothing to resume, and resumes "
+                f"{folder}: a run that computes nothing (engine.compute = 'none') leaves nothing to resume and resumes "
                 "nothing; start a new one"
             )
         experiment = cls(changed, folder, env)

@@ -96,7 +96,7 @@ class Course:
             engine = sim.Engine(sim.Config(role_timeout=0.06, placement_timeout=0.05), self.config.seed)
         finally:
             sim.read_cluster = read
-        wait, note = engine.wait, engine.machines.note
+        wait, write = engine.wait, engine.log.write
 
         def counted_wait(*args: Any, **kwargs: Any) -> Any:
             self.num_answers += 1
@@ -105,11 +105,12 @@ class Course:
             check(self.num_answers <= MAX_ANSWERS, f"{MAX_ANSWERS} answers without an event at {engine.now():.3f} s")
             return wait(*args, **kwargs)
 
-        def counted_note(event: str, role: str, facts: dict[str, object]) -> None:
-            self.struck[str(facts["kind"])] += 1
-            note(event, role, facts)
+        def counted_write(time: float, event: str, role: str = "", facts: Any = None) -> None:
+            if event == "fault":
+                self.struck[str(facts["kind"])] += 1
+            write(time, event, role, facts)
 
-        engine.wait, engine.machines.note = counted_wait, counted_note  # type: ignore[method-assign]
+        engine.wait, engine.log.write = counted_wait, counted_write  # type: ignore[method-assign]
         return engine
 
     # one event after the other

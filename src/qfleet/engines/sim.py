@@ -86,6 +86,7 @@ class Engine(inline.Engine):
         self.machines = VirtualMachines(
             self.file, self.clock, self.network, self.log, config.placement_timeout, self._die, self._trips.start
         )
+        self._homes = self.machines.homes
         self.faults = FaultSchedule(self.file.fault, seed, self.machines, armed, self.clock.at)
         self._coordinator_seconds = self.file.cluster.coordinator_seconds
         self._ways: dict[str, Way] = {}
@@ -233,7 +234,7 @@ class Engine(inline.Engine):
         self, role: RoleRef, method: str, args: tuple[object, ...], lane: str, num_parts: int, group: Group | None
     ) -> Future:
         needs = payloads_among(role, method, args)
-        way, home, time = self._way(lane), self.machines.homes.get(role.name), self.clock.time
+        way, home, time = self._way(lane), self._homes.get(role.name), self.clock.time
         incarnation = 0 if home is None else home.role.incarnation
         public = Future(role, method, lane, incarnation, num_parts)
         way.num_open += 1
