@@ -12,7 +12,7 @@ import pytest
 import tomli_w
 
 from qfleet.engines.sim import Config, Engine
-from qfleet.errors import ConfigError, QfleetError, UsageError
+from qfleet.errors import ConfigError, QfleetError, RoleDied, UsageError
 from qfleet.experiment import Experiment
 from qfleet.placement.cluster_file import (
     FAULT_FIELDS,
@@ -162,6 +162,21 @@ def test_a_preemption_that_was_announced_loses_nothing(experiment: MakeExperimen
         }
     assert lost[1.0] == 0
     assert role == "server-0" or lost[0.0] > 10
+
+
+def test_a_strategy_that_restarts_nothing_is_saved_before_its_machine_goes(
+    experiment: MakeExperiment, tmp_path: Path
+) -> None:
+    fault = {"kind": "preemption", "role": "worker-0", "at": 0.02, "notice": 0.01}
+    changes = {"engine": "sim", "engine.cluster": written(tmp_path, {"fault": [fault]})}
+    run = experiment("CartPole-v1", changes)
+    with pytest.raises(RoleDied, match="node lost"):
+        run.run()
+    assert run.session is not None
+    num_saved = run.session.store.newest_whole(run.config.learning_sha256())[0]
+    assert num_saved is not None
+    assert 0 < num_saved.counters["num_env_steps"] < 400
+    assert Experiment.resume(tmp_path / "run").run()["num_env_steps"] >= 400
 
 
 class NoTwin:

@@ -60,8 +60,8 @@ def test_servers_leave_out_a_push_that_one_of_them_cannot_get(fleet: Callable[..
         one.until(lambda counters: counters.num_updates >= 3)
         for _ in range(moment):
             next(one.events)
-        one.engine.kill(RoleRef("server-1"))
         event = next(event for event in one.events if isinstance(event, Gradient))
+        one.engine.kill(RoleRef("server-1"))
         server = one.engine._roles["server-0"].built
         before = dict(server.acknowledged)
         wait, has_struck = one.engine.wait, False

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qfleet.cli.console import DebugOption, JsonOption, Output, QuietOption, examples
-from qfleet.cli.interrupts import Interrupts
+from qfleet.cli.interrupts import NOTHING_TO_SAVE, Interrupts
 from qfleet.errors import UsageError
 
 if TYPE_CHECKING:
@@ -343,6 +343,8 @@ def play(experiment: Experiment, out: Output, interrupts: Interrupts, label: str
     from qfleet.cli.progress import Progress
     from qfleet.experiment import Finished
 
+    if experiment.config.engine.computes_nothing:
+        interrupts.message = NOTHING_TO_SAVE
     if interrupts.number is not None:
         experiment.interrupt()  # the signal came while it was being set up
     experiment.check_run_dir()

@@ -33,6 +33,7 @@ from qfleet.placement.virtual_machines import VirtualMachines
 from qfleet.placement.virtual_network import VirtualNetwork
 from qfleet.placement.virtual_rings import Rings, member_calls
 from qfleet.placement.virtual_trips import Trips
+from qfleet.placement.virtual_watch import Watch
 
 
 class Config(inline.Config):
@@ -87,6 +88,7 @@ class Engine(inline.Engine):
             self.file, self.clock, self.network, self.log, config.placement_timeout, self._die, self._trips.start
         )
         self._homes = self.machines.homes
+        self._watch = Watch(self.clock, self._homes, config.role_timeout, self._die)
         self.faults = FaultSchedule(self.file.fault, seed, self.machines, armed, self.clock.at)
         self._coordinator_seconds = self.file.cluster.coordinator_seconds
         self._ways: dict[str, Way] = {}
@@ -108,7 +110,7 @@ class Engine(inline.Engine):
         role = super().spawn(name, build, *args, placement=placement)
         costs = self.costs.of_role(name, placement.num_gpus > 0)
         costs.load_state(self._cost_states.get(name))
-        home = self.machines.homes[name] = Home(name, self._roles[name], costs)
+        home = self._homes[name] = Home(name, self._roles[name], costs)
         self._note("spawn", name)
         self.machines.settle(home)
         return role
@@ -145,7 +147,7 @@ class Engine(inline.Engine):
 
     def stop(self, role: RoleRef) -> None:
         """Forget the role and its pending calls; its place is free."""
-        home = self.machines.homes.get(role.name)
+        home = self._homes.get(role.name)
         if home is None:
             return
         for call in home.open:
@@ -157,7 +159,7 @@ class Engine(inline.Engine):
 
     def kill(self, role: RoleRef) -> None:
         """Forget what the role has built up; all its calls that were not answered come back as RoleDied."""
-        home = self.machines.homes.get(role.name)
+        home = self._homes.get(role.name)
         if home is not None:
             cause = "preempted" if home.name in self.machines.leaving else "killed"
             self._die(self.clock.time, home, cause, "")
@@ -166,7 +168,7 @@ class Engine(inline.Engine):
         """Build the role anew, on its machine if that is there, else on another one."""
         super().respawn(role)
         self._note("respawn", role.name)
-        self.machines.settle(self.machines.homes[role.name])
+        self.machines.settle(self._homes[role.name])
 
     def room_for(self, placement: Placement) -> int:
         """Places that are free; each holds one role of any kind."""
@@ -183,7 +185,7 @@ class Engine(inline.Engine):
 
     def state_dict(self) -> dict[str, object]:
         """The clock, and where all draws stand; nothing is under way."""
-        states = {name: home.costs.state() for name, home in self.machines.homes.items()}
+        states = {name: home.costs.state() for name, home in self._homes.items()}
         return {
             "time": self.clock.time,
             "costs": self._cost_states | {name: state for name, state in states.items() if state is not None},
@@ -200,7 +202,7 @@ class Engine(inline.Engine):
         assert isinstance(faults, dict)
         self.clock.time = float(str(state["time"]))
         self._cost_states = dict(costs)
-        for name, home in self.machines.homes.items():
+        for name, home in self._homes.items():
             home.costs.load_state(costs.get(name))
         self.machines.places = None if places is None else int(str(places))
         self.faults.load_state_dict(faults)
@@ -219,7 +221,7 @@ class Engine(inline.Engine):
         """What each role that is here has done so far."""
         return {
             name: Usage(home.busy_seconds, home.num_calls, self.network.port(name).num_bytes_out)
-            for name, home in self.machines.homes.items()
+            for name, home in self._homes.items()
         }
 
     # Calls
@@ -251,7 +253,7 @@ class Engine(inline.Engine):
         home.open[call] = None
         home.inbox.append(call)
         if not home.is_watched:
-            self._watch(home)
+            self._watch.begin(home)
         self._trips.depart(call)
         return public
 
@@ -290,25 +292,6 @@ class Engine(inline.Engine):
 
     # Deaths
 
-    def _watch(self, home: Home) -> None:
-        if not home.is_watched:
-            home.is_watched = True
-            self.clock.at(home.clock + self.config.role_timeout, self._look, home)
-
-    def _look(self, time: float, home: Home) -> None:
-        """A role that has not answered for role_timeout is dead; who waits for a place or for a group is not."""
-        home.is_watched = False
-        if not home.open or self.machines.homes.get(home.name) is not home:
-            return
-        running = home.running
-        waits = running is not None and running.group is not None and home.frozen_until <= time
-        if not home.has_place or waits:
-            home.clock = time
-        if time >= home.clock + self.config.role_timeout:  # the very sum that `_watch` makes
-            self._die(time, home, "timeout", "")
-        else:
-            self._watch(home)
-
     def _die(self, time: float, home: Home, cause: str, message: str) -> None:
         """End a role's life; its caller knows at once where it is the cause, else when the connection breaks."""
         known = home.role
@@ -334,7 +317,7 @@ class Engine(inline.Engine):
 
     def _drop(self, name: str) -> list[Call]:
         """Take away a role's unfinished calls, those that stand at a yield included."""
-        home = self.machines.homes[name]
+        home = self._homes[name]
         home.inbox.clear()
         home.running = None
         for group in self._groups:

@@ -209,7 +209,7 @@ class ServerGroup:
         """Give one server the pushes of the merge that is on."""
         server = self.refs[index]
         if len(self.refs) == 1:
-            job, method = _Job("update", index, merge), "update"
+            job, method = _Job("update", index, merge, merge.attempt), "update"
             args: tuple[object, ...] = (merge.tickets, merge.scale, merge.num_updates, *merge.pushes)
         else:
             job, method = _Job("stage", index, merge, merge.attempt), "stage"
@@ -262,12 +262,14 @@ class ServerGroup:
         elif isinstance(error, ValueLost):
             if merge is not None and job.attempt < merge.attempt:
                 return  # the set has shrunk already
-            if merge is None or merge.is_committing:
-                raise QfleetError(
-                    f"the newest parameters are gone with {error.producer}'s machine, and no other machine holds them; "
-                    "continue from the last checkpoint with qfleet train --resume RUN_DIR"
-                ) from error
-            self._shrink(merge, error.producer)
+            if merge is not None and not merge.is_committing:
+                self._shrink(merge, error.producer)
+                return
+            what = "newest parameters are" if merge is None else "push that some servers have applied is"
+            raise QfleetError(
+                f"the {what} gone with {error.producer}'s machine, and no other machine holds it; continue from the "
+                "last checkpoint with qfleet train --resume RUN_DIR"
+            ) from error
 
     def _shrink(self, merge: Merge, producer: str) -> None:
         """Pushes are gone with their maker's machine: the others make the update, and do so on every server."""
