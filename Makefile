@@ -23,7 +23,7 @@ test-faults: setup-dev
 	$(BIN)/python -m pytest -m faults
 
 test-sim: setup-dev
-	$(BIN)/python tests/simulation/trial.py --first 0 --count 10000
+	$(BIN)/python tests/simulation/trial.py --first 0 --count 10000 --processes 2
 
 lint: setup-dev
 	$(BIN)/ruff check .

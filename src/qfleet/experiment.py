@@ -161,7 +161,14 @@ class Experiment:
                     f"--resume with {key}: a resumed run keeps its settings except {names}; "
                     f"to start anew from its weights use --set init.from={folder}"
                 )
-        experiment = cls(change_config(read_config(folder / "config.toml"), changes), folder, env)
+        config = read_config(folder / "config.toml")
+        changed = change_config(config, changes)
+        if config.engine.computes_nothing or changed.engine.computes_nothing:
+            raise UsageError(
+                f"{folder}: a run that computes nothing (engine.compute = 'none') leaves nothing to resume and resumes "
+                "nothing; start a new one"
+            )
+        experiment = cls(changed, folder, env)
         experiment._is_resumed = True
         experiment._manifest, refused = CheckpointStore(folder / "checkpoints", 1).newest_whole(
             experiment.config.learning_sha256()

@@ -17,6 +17,7 @@ from qfleet.engines.base import Engine, Future
 from qfleet.errors import CallFailed, DivergenceError, QfleetError, RestartsExhausted, RoleDied, ValueLost
 from qfleet.metrics import MetricsWriter, Record
 from qfleet.networks.flat import vector_sha256
+from qfleet.notices import Notices
 from qfleet.recipe import RunConfig
 from qfleet.roles.blueprint import Blueprint
 from qfleet.schedule import Moment, Schedule, has_reached, limit_met, target_return
@@ -105,6 +106,7 @@ class Session:
         self._last_snapshot: Future | None = None
         self._saved = self._restore(manifest) if manifest is not None else None
         self.steering = Steering(run_dir)
+        self.notices = Notices(engine, config)
         self.metrics = MetricsWriter(
             run_dir,
             tensorboard=config.logging.tensorboard,
@@ -199,7 +201,7 @@ class Session:
                 control.snapshot_wanted = True
                 if self.engine.is_concurrent:  # it may be a while until it is there; one is enough
                     self._put_off_evaluation()
-            elif counters.num_env_steps >= schedule.next_checkpoint:
+            elif counters.num_env_steps >= schedule.next_checkpoint or self.notices.is_due():
                 self._ask_drain()
             return True
         is_validated = not self._is_last_validation_due()
@@ -265,16 +267,24 @@ class Session:
         self.schedule.num_checkpoints += 1
         every = self.config.checkpoint.every_env_steps
         self.schedule.next_checkpoint = (control.counters.num_env_steps // every + 1) * every
-        yield self._commit(event)
+        yield from self._commit(event)
+        if self.stop_reason is None:
+            self.notices.move()
         if self.engine.is_concurrent and self._is_last_validation_due():
             # Still drained, so that the snapshot is of this cut; nothing trains any more.
             self._is_last_asked = control.snapshot_wanted = True
         else:
             control.drain_tag = None
 
-    def _commit(self, cut: Drained) -> Event:
-        """Write the manifest of a cut; once more, where the validation of that cut has ended since."""
+    def _commit(self, cut: Drained) -> Iterator[Event]:
+        """Write the manifest of a cut; once more, where the validation of that cut has ended since.
+
+        Where nothing is computed there is nothing to go on from, and none is written.
+        """
         control, schedule = self.control, self.schedule
+        self._saved_moment = self._moment()
+        if self.config.engine.computes_nothing:
+            return
         schedule.metrics_offset = self.metrics.offset
         schedule.parameters_sha256 = self.parameters_sha256()
         under_way = self.validation.job
@@ -301,8 +311,7 @@ class Session:
         )
         self.last_checkpoint = self.store.commit(manifest)
         control.saved_files, control.saved_tag = cut.files, cut.tag
-        self._saved_moment = self._moment()
-        return CheckpointSaved(self.last_checkpoint)
+        yield CheckpointSaved(self.last_checkpoint)
 
     def _conclude(self) -> Iterator[Event]:
         """After the last event: wait for the validation under way, and say why the run failed."""
@@ -310,7 +319,7 @@ class Session:
         if self.validation.is_busy and self.stop_reason not in ("interrupted", "reached", "failed"):
             yield from self._judge(self.validation.poll(None))
             if self._cut is not None:
-                yield self._commit(self._cut)
+                yield from self._commit(self._cut)
         if self.control.failure is not None:
             raise self.control.failure
 

@@ -13,7 +13,10 @@ from typing import Any
 
 import pytest
 
-from qfleet.cli.interrupts import MESSAGE, Interrupts
+from qfleet.cli.console import Output
+from qfleet.cli.interrupts import MESSAGE, NOTHING_TO_SAVE, Interrupts
+from qfleet.cli.train import run_one
+from qfleet.experiment import Experiment
 
 LONG = ["--set", "stop.max_env_steps=100000000", "--set", "evaluation.every_env_steps=500"]
 CONTINUE = "interrupted: saved; continue with: qfleet "
@@ -50,6 +53,25 @@ def test_signal_saves_and_the_printed_command_resumes(
     result = cli(*words, "--max-env-steps", summary["num_env_steps"] + 100, "--json")
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout.splitlines()[-1])["num_env_steps"] == summary["num_env_steps"] + 100
+
+
+def test_a_run_that_computes_nothing_promises_no_checkpoint(
+    experiment: Callable[..., Experiment], capfd: pytest.CaptureFixture[str]
+) -> None:
+    one = experiment("qfleet/Identity-v0", {"engine": "sim", "engine.compute": "none"})
+    with Interrupts() as interrupts:
+        session_begins = one.stream
+
+        def interrupted() -> Any:
+            os.kill(os.getpid(), signal.SIGINT)
+            return session_begins()
+
+        one.stream = interrupted  # type: ignore[method-assign]
+        assert run_one(one, Output(as_json=False, quiet=True), interrupts) == 130
+    said = capfd.readouterr().err
+    assert said.splitlines() == [NOTHING_TO_SAVE, "interrupted: nothing was computed, so nothing was saved"]
+    assert one.session is not None
+    assert one.session.last_checkpoint is None
 
 
 def test_second_signal_stops_at_once() -> None:

@@ -30,6 +30,7 @@ FLOORS = {
             "schedule",
             "validation",
             "steering",
+            "notices",
             "outcome",
             "histogram",
             "bottleneck",

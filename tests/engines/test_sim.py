@@ -245,6 +245,44 @@ def test_a_lost_machine_takes_its_values_along(
     assert engine.room_for(Placement()) == 0
 
 
+@pytest.mark.parametrize("places", [None, 4])
+def test_a_role_that_is_told_in_time_begins_elsewhere_and_leaves_its_values_until_the_end(
+    cluster: MakeEngine, places: int | None
+) -> None:
+    limit = {} if places is None else {"cluster": {"places": places}}
+    engine = cluster({"fault": [at(1.5, "preemption", notice=2.0)], **limit})
+    role, other, third = spawn(engine, 3)
+    made = call(engine, role, "make", 5)
+    assert engine.notices() == {}
+    call(engine, role, "work")
+    assert engine.notices() == {"worker-0": 3.5}
+    engine.kill(role)
+    error = failure(engine, call(engine, role, "work"))
+    assert isinstance(error, RoleDied)
+    assert error.cause == "preempted"
+    engine.respawn(role)
+    assert engine.notices() == {}, "it lives elsewhere now"
+    assert places is None or engine.room_for(Placement()) == 0, "and nobody else is given the old place"
+    assert engine.result(call(engine, other, "work", made)).num_updates == 1, "at 2 s it is there still"
+    engine.result(call(engine, role, "work"))
+    assert engine.now() == 4.0, "the machine was lost at 3.5 s, and nobody with it"
+    assert isinstance(failure(engine, call(engine, third, "work", made)), ValueLost)
+    assert places is None or engine.room_for(Placement()) == 0, "its place is gone with it"
+
+
+def test_a_role_that_has_nowhere_else_to_go_stays_until_its_machine_is_lost(cluster: MakeEngine) -> None:
+    engine = cluster({"fault": [at(0.5, "preemption", notice=2.0)], "cluster": {"places": 1}})
+    (role,) = spawn(engine, 1)
+    call(engine, role, "work")
+    engine.kill(role)
+    engine.respawn(role)
+    assert engine.notices() == {"worker-0": 2.5}
+    engine.result(call(engine, role, "work"))
+    error = failure(engine, call(engine, role, "work"))
+    assert isinstance(error, RoleDied)
+    assert (engine.now(), error.cause) == (2.5, "node lost")
+
+
 def test_a_copy_elsewhere_outlives_the_machine(cluster: MakeEngine) -> None:
     engine = cluster({"fault": [at(2.5, "loss")]})
     role, other, third = spawn(engine, 3)

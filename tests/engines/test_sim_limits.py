@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import tomli_w
 
-from qfleet.errors import UsageError
 from qfleet.recipe import list_plugins
+from qfleet.strategies.base import Update
 
 MakeFleet = Callable[..., Any]
 FREE = {"latency": 0.0, "bandwidth": 1e30}
@@ -81,8 +81,11 @@ def test_a_ring_of_ranks_waits_for_the_slowest_at_every_update(timed: Callable[.
     assert 1.0 / rate == pytest.approx(2.0 + 1 + 1 / 2 + 1 / 3 + 1 / 4, rel=0.02)
 
 
+REPLAY_STRATEGIES = [name for name in list_plugins("strategy") if name != "actor_learner"]
+
+
 @pytest.mark.parametrize("sampler", ["uniform", "prioritized"])
-@pytest.mark.parametrize("strategy", [name for name in list_plugins("strategy") if name != "actor_learner"])
+@pytest.mark.parametrize("strategy", REPLAY_STRATEGIES)
 def test_every_strategy_keeps_its_pace_without_computing(fleet: MakeFleet, strategy: str, sampler: str) -> None:
     one = fleet({**SETTINGS, "strategy": strategy, "replay.sampler": sampler, "replay.samples_per_insert": 2.0})
     one.until(lambda counters: counters.num_updates >= 200)
@@ -94,6 +97,16 @@ def test_every_strategy_keeps_its_pace_without_computing(fleet: MakeFleet, strat
     assert one.engine.now() > 0.0
 
 
-def test_a_strategy_whose_roles_have_no_twin_is_refused_without_computing(fleet: MakeFleet) -> None:
-    with pytest.raises(UsageError, match=r"engine.compute = 'none': \w+ has no timing_twin; take engine.compute=real"):
-        fleet({**SETTINGS, "strategy": "actor_learner"}).until(lambda counters: counters.num_updates >= 1)
+def test_actors_and_their_learner_keep_their_pace_without_computing(fleet: MakeFleet) -> None:
+    rollouts = {key: value for key, value in SETTINGS.items() if not key.startswith(("replay.", "algo."))}
+    one = fleet({**rollouts, "strategy": "actor_learner", "algo": "vtrace", "strategy.max_policy_lag": 3})
+    lags: list[int] = []
+    for _ in range(600):
+        event = next(one.events)
+        lags += event.receipt.lags.get("policy_lag", []) if isinstance(event, Update) else []
+    assert 0 < max(lags) <= 3
+    one.drain("00000")
+    counters = one.control.counters
+    # A trajectory is 4 steps of 16 environments, an update two of them, and each row is trained on once.
+    assert counters.num_samples == counters.num_inserted == counters.num_env_steps == 2 * 64 * counters.num_updates
+    assert one.until_snapshot().version == counters.num_updates > 100

@@ -12,7 +12,7 @@ import pytest
 import tomli_w
 
 from qfleet.engines.sim import Config, Engine
-from qfleet.errors import ConfigError, UsageError
+from qfleet.errors import ConfigError, QfleetError, RoleDied, UsageError
 from qfleet.experiment import Experiment
 from qfleet.placement.cluster_file import (
     FAULT_FIELDS,
@@ -24,6 +24,8 @@ from qfleet.placement.cluster_file import (
     Slowdown,
     parse_cluster,
 )
+from qfleet.session import CheckpointSaved
+from qfleet.strategies.base import Drained
 
 MakeExperiment = Callable[..., Experiment]
 CLUSTER: dict[str, Any] = {
@@ -118,6 +120,63 @@ def test_nothing_is_computed_where_only_time_is_asked_for(experiment: MakeExperi
     assert summary["eval"]["mean_return"] == 0.0
     first = experiment("CartPole-v1", {**RUN, "engine.compute": "none", "stop.max_env_steps": 50}, run_dir="b").run()
     assert first["parameters_sha256"] == summary["parameters_sha256"], "the first weights, whatever the version"
+
+
+def test_a_run_that_computes_nothing_leaves_no_checkpoint_and_is_not_resumed(
+    experiment: MakeExperiment, tmp_path: Path
+) -> None:
+    changes = {**RUN, "engine.compute": "none", "checkpoint.every_env_steps": 100}
+    events = list(experiment("CartPole-v1", changes).stream())
+    assert any(isinstance(event, Drained) for event in events), "what a checkpoint takes is simulated"
+    assert not any(isinstance(event, CheckpointSaved) for event in events)
+    assert not list((tmp_path / "run" / "checkpoints").glob("**/*"))
+    with pytest.raises(
+        UsageError, match=r"computes nothing \(engine.compute = 'none'\) leaves nothing to resume"
+    ) as caught:
+        Experiment.resume(tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    real = experiment("CartPole-v1", RUN, run_dir="real")
+    real.run()
+    with pytest.raises(UsageError, match="resumes nothing"):
+        Experiment.resume(tmp_path / "real", {"engine.compute": "none"})
+
+
+@pytest.mark.parametrize("role", ["worker-1", "server-0"])
+def test_a_preemption_that_was_announced_loses_nothing(experiment: MakeExperiment, tmp_path: Path, role: str) -> None:
+    changes = {**RUN, "replay.capacity": 100_000, "stop.max_env_steps": 600, "evaluation.every_env_steps": 10_000}
+    lost = {}
+    for notice in (0.0, 1.0):
+        fault = {"kind": "preemption", "role": role, "at": 0.02, "notice": notice}
+        changes["engine.cluster"] = written(tmp_path, {"fault": [fault]})
+        run = experiment("CartPole-v1", changes, run_dir=f"notice-{notice}")
+        if role == "server-0" and not notice:
+            with pytest.raises(QfleetError, match="the newest parameters are gone with server-0's machine"):
+                run.run()
+            continue
+        summary = run.run()
+        assert summary["stop_reason"] == "max_env_steps"
+        lost[notice] = summary["tallies"].get("transitions_lost", 0)
+        cause = "preempted" if notice else "node lost"
+        assert {key: value for key, value in summary["tallies"].items() if key.startswith("restarts")} == {
+            f"restarts.{cause}": 1
+        }
+    assert lost[1.0] == 0
+    assert role == "server-0" or lost[0.0] > 10
+
+
+def test_a_strategy_that_restarts_nothing_is_saved_before_its_machine_goes(
+    experiment: MakeExperiment, tmp_path: Path
+) -> None:
+    fault = {"kind": "preemption", "role": "worker-0", "at": 0.02, "notice": 0.01}
+    changes = {"engine": "sim", "engine.cluster": written(tmp_path, {"fault": [fault]})}
+    run = experiment("CartPole-v1", changes)
+    with pytest.raises(RoleDied, match="node lost"):
+        run.run()
+    assert run.session is not None
+    num_saved = run.session.store.newest_whole(run.config.learning_sha256())[0]
+    assert num_saved is not None
+    assert 0 < num_saved.counters["num_env_steps"] < 400
+    assert Experiment.resume(tmp_path / "run").run()["num_env_steps"] >= 400
 
 
 class NoTwin:

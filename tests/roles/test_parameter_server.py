@@ -57,6 +57,23 @@ def test_a_set_that_is_staged_twice_is_applied_once(server: ParameterServer) -> 
     assert server.version == 1
 
 
+def test_a_smaller_set_takes_the_place_of_one_that_is_staged(server: ParameterServer) -> None:
+    before = server.online.clone()
+    tickets = [Ticket("worker-0", 0, 0, 0), Ticket("worker-1", 0, 0, 0)]
+    pushes = push(server, 2.0), push(server, 4.0)
+    server.stage(tickets, *pushes)
+    again = server.stage(tickets[1:], pushes[1])
+    assert again.metrics["num_refused"] == 0.0, "nothing of the first set was applied"
+    server.commit(again.metrics["norm"], 1.0, 1)
+    assert (before - server.online).numpy() == pytest.approx(0.5 * 4.0, rel=1e-5)
+    assert server.acknowledged == {"worker-1": (0, 0)}
+    server.stage([Ticket("worker-0", 0, 1, 1)], push(server, 1.0))
+    server.stage([])
+    server.commit(0.0, 1.0, 1)
+    assert server.version == 1, "nothing is left of the set"
+    assert server.acknowledged == {"worker-1": (0, 0)}
+
+
 def test_an_update_says_how_many_pushes_it_has_refused(server: ParameterServer) -> None:
     old, new = Ticket("worker-0", 0, 0, 0), Ticket("worker-0", 0, 1, 0)
     assert server.update([old], 1.0, 1, push(server, 1.0)).receipt.metrics["num_refused"] == 0.0

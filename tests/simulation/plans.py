@@ -7,52 +7,67 @@ from typing import Any
 
 import numpy as np
 
+from qfleet.ops.pacing import insert_slack
+
 FAULT_SECONDS = 0.25
-BASE: dict[str, Any] = {
+COMMON: dict[str, Any] = {
     "device": "cpu",
     "env.id": "qfleet/Identity-v0",
     "env.num_envs": 2,
+    "algo.learning_rate": 0.01,
+    "network.hidden": [8],
+    "network.layer_norm": False,
+    "engine": "sim",
+}
+SUPERVISED: dict[str, Any] = {"strategy.max_restarts": 100_000, "strategy.max_restarts_per_minute": 100_000}
+REPLAY: dict[str, Any] = {
     "algo.batch_size": 4,
     "algo.n_step": 1,
     "algo.target_update": "hard",
     "algo.target_period_updates": 5,
-    "algo.learning_rate": 0.01,
     "algo.optimizer.name": "sgd",
     "algo.optimizer.max_grad_norm": "none",
     "algo.exploration.kind": "per_env",  # a schedule would follow the order in which steps are counted
-    "network.hidden": [8],
-    "network.layer_norm": False,
     "replay.capacity": 50_000,
     "replay.min_transitions": 12,
     "replay.samples_per_insert": 2.0,
-    "engine": "sim",
-    "strategy.max_restarts": 100_000,
-    "strategy.max_restarts_per_minute": 100_000,
 }
+BASE: dict[str, Any] = {**COMMON, **SUPERVISED, **REPLAY}
+TRAJECTORIES: dict[str, Any] = {**COMMON, **SUPERVISED, "algo": "vtrace", "algo.rollout_steps": 3}
+WORKERS = ("worker-*", "server-*")
+ALONE = ("worker-0",)
 # By name: the settings, which roles faults may hit, and whether what is learned does not depend on who comes first.
 SCENARIOS: dict[str, tuple[dict[str, Any], tuple[str, ...], bool]] = {
-    "sync": ({"strategy": "parameter_server"}, ("worker-*", "server-*"), True),
-    "backups": ({"strategy": "parameter_server", "strategy.backup_workers": 1}, ("worker-*", "server-*"), False),
-    "ssp": ({"strategy": "parameter_server", "strategy.wait": "ssp"}, ("worker-*", "server-*"), False),
+    "sync": ({**BASE, "strategy": "parameter_server"}, WORKERS, True),
+    "backups": ({**BASE, "strategy": "parameter_server", "strategy.backup_workers": 1}, WORKERS, False),
+    "ssp": ({**BASE, "strategy": "parameter_server", "strategy.wait": "ssp"}, WORKERS, False),
     "ssp-mean": (
-        {"strategy": "parameter_server", "strategy.wait": "ssp", "strategy.merge": "mean", "strategy.bound": 2},
-        ("worker-*", "server-*"),
+        {
+            **BASE,
+            "strategy": "parameter_server",
+            "strategy.wait": "ssp",
+            "strategy.merge": "mean",
+            "strategy.bound": 2,
+        },
+        WORKERS,
         False,
     ),
     "async": (
-        {"strategy": "parameter_server", "strategy.wait": "async", "strategy.in_flight": 2},
-        ("worker-*", "server-*"),
+        {**BASE, "strategy": "parameter_server", "strategy.wait": "async", "strategy.in_flight": 2},
+        WORKERS,
         False,
     ),
     "staleness": (
-        {"strategy": "parameter_server", "strategy.wait": "async", "strategy.merge": "staleness"},
-        ("worker-*", "server-*"),
+        {**BASE, "strategy": "parameter_server", "strategy.wait": "async", "strategy.merge": "staleness"},
+        WORKERS,
         False,
     ),
-    "groups": ({"strategy": "sync_groups", "strategy.num_groups": 2}, ("worker-*", "server-*"), False),
-    "all-reduce": ({"strategy": "all_reduce"}, ("worker-*",), True),
-    "replay": ({"strategy": "distributed_replay"}, ("actor-*", "shard-*", "learner-*"), False),
-    "federated": ({"strategy": "federated", "strategy.local_steps": 2}, ("worker-*", "aggregator"), True),
+    "groups": ({**BASE, "strategy": "sync_groups", "strategy.num_groups": 2}, WORKERS, False),
+    "all-reduce": ({**BASE, "strategy": "all_reduce"}, ("worker-*",), True),
+    "replay": ({**BASE, "strategy": "distributed_replay"}, ("actor-*", "shard-*", "learner-*"), False),
+    "federated": ({**BASE, "strategy": "federated", "strategy.local_steps": 2}, ("worker-*", "aggregator"), True),
+    "serial": ({**COMMON, **REPLAY, "strategy": "serial"}, ALONE, True),
+    "actor-learner": ({**TRAJECTORIES, "strategy": "actor_learner"}, ("actor-*", "learner-*"), False),
 }
 
 
@@ -75,7 +90,9 @@ def draw_plan(seed: int, only: str | None = None) -> Plan:
     name = only or list(SCENARIOS)[int(draw.integers(len(SCENARIOS)))]
     settings, patterns, is_ordered = SCENARIOS[name]
     num_workers = int(draw.integers(3 if name in ("groups", "backups") else 2, 6))
-    changes = {**BASE, **settings, "strategy.num_workers": num_workers, "seed": seed}
+    changes = {**settings, "seed": seed}
+    if name != "serial":
+        changes["strategy.num_workers"] = num_workers
     if settings["strategy"] in ("parameter_server", "sync_groups"):
         changes["strategy.num_servers"] = int(draw.choice([1, 1, 2, 3]))
         kinds = ["none", "bf16", "top_k"] if settings["strategy"] == "parameter_server" else ["none", "bf16"]
@@ -93,17 +110,41 @@ def draw_plan(seed: int, only: str | None = None) -> Plan:
             "strategy.publish_every": int(draw.integers(1, 5)),
             "replay.sampler": str(draw.choice(["uniform", "prioritized"])),
         }
-    if name == "all-reduce" and draw.random() < 0.5:
+    if name == "actor-learner":
+        changes |= {
+            "strategy.trajectories_per_update": int(draw.integers(1, 4)),
+            "strategy.max_policy_lag": int(draw.integers(0, 4)),
+            "strategy.queue_size": int(draw.integers(3, 9)),
+        }
+    if name in ("all-reduce", "serial") and draw.random() < 0.5:
         changes["replay.sampler"] = "prioritized"
     if name == "federated" and draw.random() < 0.5:
         changes["strategy.round_timeout"] = 0.01
         is_ordered = False
-    budget = int(draw.integers(1, 4)) if draw.random() < 0.1 else None
+    budget = int(draw.integers(1, 4)) if draw.random() < 0.1 and name != "serial" else None
     if budget is not None:
         changes["strategy.max_restarts"] = budget
     drains = tuple(sorted(int(one) for one in draw.integers(5, 300, size=int(draw.integers(0, 3)))))
     snapshots = tuple(sorted(int(one) for one in draw.integers(5, 300, size=int(draw.integers(0, 3)))))
     return Plan(name, changes, draw_cluster(draw, patterns), is_ordered, drains, snapshots, budget)
+
+
+def pace_slack(plan: Plan) -> float:
+    """By how many samples collecting and training may be apart when nothing is under way.
+
+    Of each role that trains on its own: an update that is not due yet, the inserts of one call, and after a death what
+    its replay must hold before it trains again.
+    """
+    changes = plan.changes
+    if plan.name == "actor-learner":
+        return 0.0  # every row is trained on once
+    ratio, batch, envs = changes["replay.samples_per_insert"], changes["algo.batch_size"], changes["env.num_envs"]
+    if plan.name == "replay":
+        per_update, coming = batch * changes["strategy.num_learners"], changes["strategy.num_workers"] * envs * 4
+        return float(ratio * insert_slack(ratio, per_update, coming) + per_update)
+    num_roles = changes.get("strategy.num_workers", 1) + changes.get("strategy.backup_workers", 0)
+    num_updates = changes.get("strategy.local_steps", 1)
+    return float(num_roles * (num_updates * batch + ratio * (envs + batch)))
 
 
 def draw_cluster(draw: np.random.Generator, patterns: tuple[str, ...]) -> dict[str, Any]:
@@ -121,6 +162,8 @@ def draw_cluster(draw: np.random.Generator, patterns: tuple[str, ...]) -> dict[s
         "cluster": {"startup_seconds": float(draw.choice([0.0, 0.005]))},
         "fault": [draw_fault(draw, patterns) for _ in range(int(draw.integers(0, 6)))],
     }
+    if patterns == ALONE and draw.random() < 0.6:  # nobody brings it back: in most runs it had better not die
+        cluster["fault"] = [fault for fault in cluster["fault"] if fault["kind"] in ("slow", "delay", "duplicate")]
     if draw.random() < 0.3:
         cluster["speed"] = {patterns[0].replace("*", "0"): 0.2}
     if draw.random() < 0.3:
@@ -149,5 +192,5 @@ def draw_fault(draw: np.random.Generator, patterns: tuple[str, ...]) -> dict[str
     elif kind == "partition":
         fault["others"] = str(draw.choice(["coordinator", *patterns]))
     elif kind == "preemption":
-        fault["notice"] = 0.01
+        fault["notice"] = float(draw.choice([0.0, 0.01, 0.1]))
     return fault

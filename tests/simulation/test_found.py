@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from qfleet.engines.base import RoleRef
+from qfleet.strategies.base import Gradient, Update
 
 
 def test_an_idle_learners_lost_machine_is_noticed(fleet: Callable[..., Any]) -> None:
@@ -41,3 +45,39 @@ def test_an_idle_learners_lost_machine_is_noticed(fleet: Callable[..., Any]) -> 
         assert one.engine._roles["learner-0"].incarnation == 1
         one.engine.close()
     assert num_idle > 3
+
+
+def test_servers_leave_out_a_push_that_one_of_them_cannot_get(fleet: Callable[..., Any], tmp_path: Path) -> None:
+    # server-0 had staged it when its maker's machine was lost, and server-1, in a new life, had not: one slice of the
+    # parameters was a version ahead of the other.
+    cluster = tmp_path / "cluster.toml"
+    cluster.write_text("[cluster]\nstartup_seconds = 0.01\n")
+    num_lost = 0
+    for moment in range(3, 40, 3):
+        settings: dict[str, Any] = {"strategy.wait": "async", "strategy.num_servers": 2, "strategy.num_workers": 2}
+        settings |= {"strategy": "parameter_server", "engine": "sim", "engine.cluster": str(cluster)}
+        one = fleet({**settings, "env.id": "qfleet/Identity-v0", "seed": 3})
+        one.until(lambda counters: counters.num_updates >= 3)
+        for _ in range(moment):
+            next(one.events)
+        event = next(event for event in one.events if isinstance(event, Gradient))
+        one.engine.kill(RoleRef("server-1"))
+        server = one.engine._roles["server-0"].built
+        before = dict(server.acknowledged)
+        wait, has_struck = one.engine.wait, False
+
+        def striking(*args: Any, **kwargs: Any) -> Any:
+            nonlocal has_struck
+            if not has_struck and server.acknowledged != before:  # noqa: B023
+                has_struck = True
+                one.engine.machines.lose(event.role)  # noqa: B023
+            return wait(*args, **kwargs)  # noqa: B023
+
+        one.engine.wait = striking
+        for _ in range(60):
+            if isinstance(next(one.events), Update):
+                servers = [one.engine._roles[name].built for name in ("server-0", "server-1")]
+                assert len({server.version for server in servers if server is not None}) == 1
+        num_lost += one.control.tallies.get("values_lost", 0)
+        one.engine.close()
+    assert num_lost > 0

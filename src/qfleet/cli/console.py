@@ -56,8 +56,11 @@ class Output:
         """A warning, on standard error in every mode."""
         print(f"note: {line}", file=sys.stderr, flush=True)
 
-    def interrupted(self, run_dir: Path) -> None:
+    def interrupted(self, run_dir: Path, *, is_saved: bool = True) -> None:
         """What an interrupted run left, and the command that continues it; on standard error in every mode."""
+        if not is_saved:
+            print("interrupted: nothing was computed, so nothing was saved", file=sys.stderr, flush=True)
+            return
         command = f"qfleet train --resume {shlex.quote(str(run_dir))}"
         print(f"interrupted: saved; continue with: {command}", file=sys.stderr, flush=True)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 
 MESSAGE = "interrupted: saving a checkpoint, after any evaluation under way (once more stops at once, without saving)"
+NOTHING_TO_SAVE = "interrupted: stopping; nothing is computed, so nothing is saved (once more stops at once)"
 
 
 class Interrupts:
@@ -17,11 +18,13 @@ class Interrupts:
     Attributes:
         number: the signal that came, None so far.
         on_first: called at the first signal, in the handler.
+        message: said at the first signal.
     """
 
     def __init__(self) -> None:
         self.number: int | None = None
         self.on_first: list[Callable[[], None]] = []
+        self.message = MESSAGE
         self._before: dict[int, object] = {}
 
     @property
@@ -47,4 +50,4 @@ class Interrupts:
         self.number = number
         for call in self.on_first:
             call()
-        os.write(2, f"{MESSAGE}\n".encode())  # print could strike in the middle of another print
+        os.write(2, f"{self.message}\n".encode())  # print could strike in the middle of another print

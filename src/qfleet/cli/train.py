@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qfleet.cli.console import DebugOption, JsonOption, Output, QuietOption, examples
-from qfleet.cli.interrupts import Interrupts
+from qfleet.cli.interrupts import NOTHING_TO_SAVE, Interrupts
 from qfleet.errors import UsageError
 
 if TYPE_CHECKING:
@@ -299,7 +299,7 @@ def run_one(experiment: Experiment, out: Output, interrupts: Interrupts) -> int:
         for line in ["", "what to type next", *next_commands(summary)]:
             out.say(line)
     if interrupted:
-        out.interrupted(experiment.run_dir)
+        out.interrupted(experiment.run_dir, is_saved=not experiment.config.engine.computes_nothing)
     out.result(summary, run_line(summary) if out.quiet and not interrupted else None)
     return interrupts.exit_code if interrupted else 0
 
@@ -322,7 +322,7 @@ def run_series(series: Series, out: Output, interrupts: Interrupts) -> int:
             summaries.append(summary)
             out.say(run_line(summary))
         if interrupts.number is not None:
-            out.interrupted(series.run_dir)
+            out.interrupted(series.run_dir, is_saved=not series.config.engine.computes_nothing)
             break
     if not num_run:
         raise UsageError(f"{series.run_dir}: all {len(series.seeds)} runs are complete; to go on, raise a stop option")
@@ -343,6 +343,8 @@ def play(experiment: Experiment, out: Output, interrupts: Interrupts, label: str
     from qfleet.cli.progress import Progress
     from qfleet.experiment import Finished
 
+    if experiment.config.engine.computes_nothing:
+        interrupts.message = NOTHING_TO_SAVE
     if interrupts.number is not None:
         experiment.interrupt()  # the signal came while it was being set up
     experiment.check_run_dir()

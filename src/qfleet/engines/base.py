@@ -25,6 +25,11 @@ class EngineConfig(Section):
 
     name: str
 
+    @property
+    def computes_nothing(self) -> bool:
+        """Whether roles answer with counts and sizes alone, so that there is nothing to save and to resume."""
+        return False
+
 
 @dataclass(frozen=True, slots=True)
 class Placement:
@@ -279,6 +284,14 @@ def average(tensors: Sequence[torch.Tensor], num_members: int) -> None:
 def is_virtual(engine: Engine) -> bool:
     """Whether `now` is a simulated clock, by which the run's seconds are to be told; an engine says `is_virtual`."""
     return bool(getattr(engine, "is_virtual", False))
+
+
+@runtime_checkable
+class WarningEngine(Protocol):
+    """An engine that is told of machines before they are taken away."""
+
+    def notices(self) -> Mapping[str, float]:
+        """Roles whose machine will be gone, and when by `now`. One that is killed begins elsewhere if there is room."""
 
 
 @runtime_checkable

@@ -208,7 +208,7 @@ class Engine(InProcess):
         except Exception as error:
             future.error = call_failed(future, error)
 
-    def _prepare(self, call: Call) -> tuple[Callable[..., object] | None, list[object]]:
+    def _prepare(self, call: Call) -> tuple[Callable[..., object] | None, Sequence[object]]:
         """The role's method and the arguments' values; where there are none, the call has failed."""
         self._num_calls += 1
         future = call.future
@@ -225,7 +225,7 @@ class Engine(InProcess):
             future.error = error if isinstance(error, ValueLost) else call_failed(future, error)
             return None, []
 
-    def _values(self, call: Call) -> list[object]:
+    def _values(self, call: Call) -> Sequence[object]:
         return local_values(call.args)
 
     def _arrive(self, call: Call, group: Group) -> None:

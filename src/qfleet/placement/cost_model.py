@@ -83,15 +83,21 @@ class RoleCosts:
         self.has_gpu = has_gpu
         self._inverse_speed = 1.0 / model.speed(name)
         self._tables: dict[str, Compute] = {}
+        self._constants: dict[str, float] = {}  # of the methods whose seconds are not drawn
+        self._may_be_slow = bool(model.file.slowdown)
         self._generator = None if all(_is_constant(table) for table in model.file.compute) else self._derived()
 
     def draw(self, method: str, time: float) -> float:
         """Seconds of one unit of `method` that begins at `time`."""
-        return self._draw(self._table(method)) * self._inverse_speed * self.model.slowdown(self.name, time)
+        seconds = self._constants.get(method)
+        if seconds is None:
+            seconds = self._draw(self._table(method)) * self._inverse_speed
+        return seconds * self.model.slowdown(self.name, time) if self._may_be_slow else seconds
 
     def seconds(self, method: str, time: float, receipt: Receipt | None) -> float:
         """Seconds of a whole call, by what its receipt counts; of a call that failed, one unit."""
-        per = self._table(method).per
+        table = self._tables.get(method) or self._table(method)
+        per = table.per
         if per == "call" or receipt is None:
             return self.draw(method, time)
         number = {
@@ -117,6 +123,8 @@ class RoleCosts:
         table = self._tables.get(method)
         if table is None:
             table = self._tables[method] = self.model.find(self.name, self.has_gpu, method)
+            if table.seconds is not None and _is_constant(table):
+                self._constants[method] = table.seconds * self._inverse_speed
         return table
 
     def _draw(self, table: Compute) -> float:
@@ -179,6 +187,8 @@ def measured(receipt: Receipt, seconds: float, waiting: float = 0.0) -> dict[str
         seconds: what it took on the virtual clock.
         waiting: what of that it stood waiting for its group.
     """
+    if len(receipt.seconds) == 1 and "all_reduce" not in receipt.seconds:
+        return dict.fromkeys(receipt.seconds, seconds - waiting)
     busy = {name: value for name, value in receipt.seconds.items() if name != "all_reduce"}
     total = sum(busy.values())
     scale = (seconds - waiting) / total if total > 0 else 0.0

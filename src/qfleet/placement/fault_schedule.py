@@ -6,7 +6,7 @@ armed first, and hit the next call that matches.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import Protocol
 
@@ -48,6 +48,27 @@ class Struck(Protocol):
         """For the log."""
 
 
+class ArmedFaults:
+    """Faults of messages that wait for one, oldest first.
+
+    Args:
+        note: writes into the log: an event, a role, further facts.
+    """
+
+    def __init__(self, note: Callable[[str, str, dict[str, object]], None]) -> None:
+        self.faults: list[Fault] = []
+        self._note = note
+
+    def take(self, kind: str, role: str, method: str) -> Fault | None:
+        """The oldest one of this kind that a call of `role.method` sets off, if there is one; used up by it."""
+        for place, fault in enumerate(self.faults):
+            if fault.kind == kind and fnmatchcase(role, fault.role) and fnmatchcase(method, fault.method):
+                del self.faults[place]
+                self._note("fault", role, {"kind": kind, "method": method})
+                return fault
+        return None
+
+
 class FaultSchedule:
     """Strikes.
 
@@ -55,10 +76,11 @@ class FaultSchedule:
         faults: the cluster file's.
         seed: of the random ones.
         cluster: whom they strike.
+        armed: takes those that strike messages.
         at: schedules a function for a moment.
     """
 
-    def __init__(self, faults: Sequence[Fault], seed: int, cluster: Struck, at: At) -> None:
+    def __init__(self, faults: Sequence[Fault], seed: int, cluster: Struck, armed: ArmedFaults, at: At) -> None:
         self.faults = faults
         self.cluster = cluster
         self._at = at
@@ -66,31 +88,16 @@ class FaultSchedule:
         self._next: list[float | None] = [
             fault.at if fault.at is not None else self._after(index, 0.0) for index, fault in enumerate(faults)
         ]
-        self._armed: list[int] = []
+        self._armed = armed
         self._epoch = 0
         self._schedule()
-
-    def take(self, kind: str, role: str, method: str) -> Fault | None:
-        """The oldest armed fault of this kind that a call of `role.method` sets off, if there is one; used up by it."""
-        for place, index in enumerate(self._armed):
-            fault = self.faults[index]
-            if fault.kind == kind and fnmatchcase(role, fault.role) and fnmatchcase(method, fault.method):
-                del self._armed[place]
-                self.cluster.note("fault", role, {"kind": kind, "method": method})
-                return fault
-        return None
-
-    @property
-    def is_armed(self) -> bool:
-        """Whether any call could set one off."""
-        return bool(self._armed)
 
     def state_dict(self) -> dict[str, object]:
         """JSON values for a checkpoint."""
         return {
             "generators": [generator_state(generator) for generator in self._generators],
             "next": self._next,
-            "armed": self._armed,
+            "armed": [self.faults.index(fault) for fault in self._armed.faults],
         }
 
     def load_state_dict(self, state: dict[str, object]) -> None:
@@ -103,7 +110,7 @@ class FaultSchedule:
             return
         for generator, its_state in zip(self._generators, generators, strict=True):
             set_generator_state(generator, its_state)
-        self._next, self._armed = list(moments), list(armed)
+        self._next, self._armed.faults = list(moments), [self.faults[index] for index in armed]
         self._epoch += 1
         self._schedule()
 
@@ -127,7 +134,7 @@ class FaultSchedule:
         if moment is not None:
             self._at(moment, self._strike, index, epoch)
         if fault.kind in MESSAGE_FAULTS:
-            self._armed.append(index)
+            self._armed.faults.append(fault)
         elif fault.kind == "partition":
             assert fault.seconds is not None
             assert fault.others is not None

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
-from qfleet.engines.base import Future, Part
+from qfleet.engines.base import Future, Part, RoleRef, check_arguments
 from qfleet.errors import ValueLost
 from qfleet.placement.cost_model import RoleCosts
-from qfleet.placement.in_process import Call
+from qfleet.placement.in_process import Call, Group, Role
 from qfleet.placement.virtual_network import VirtualNetwork, payload_bytes
+from qfleet.types import Receipt
+
+Need = tuple[int, Future, int]  # place among the arguments, whose payload, which part of it
 
 
 @dataclass(slots=True, eq=False)
@@ -18,8 +22,10 @@ class Home:
     """Where a role lives, in all its lives.
 
     Attributes:
-        name, costs: the role's.
-        epoch: how many machines it has lost.
+        role, costs: of the one that lives here.
+        epoch: which machine it is on, counted from 0.
+        left: those that it has moved away from before they are lost.
+        gone: those that are lost.
         has_place: whether it is on a machine now.
         free_at: before this moment it begins nothing; infinity while it has no place.
         frozen_until: before this moment nothing goes on.
@@ -32,8 +38,11 @@ class Home:
     """
 
     name: str
+    role: Role
     costs: RoleCosts
     epoch: int = 0
+    left: set[int] = field(default_factory=set)
+    gone: set[int] = field(default_factory=set)
     has_place: bool = False
     free_at: float = 0.0
     frozen_until: float = 0.0
@@ -57,15 +66,23 @@ class Home:
         return factor
 
 
-@dataclass(slots=True, eq=False)
 class VirtualCall(Call):
     """A call on the virtual clock.
 
-    `future` holds what the role has answered; `public`, which the caller has, gets it when the answer has arrived.
+    `public` is what the caller has: it gets the answer when that has arrived. `future` is where a group's member puts
+    its own; of all other calls it is the public one.
 
-    Attributes:
+    Args:
         number: counts calls.
         home: the role's.
+        way: the lane that it is answered on.
+        public: the caller's.
+        args: as they were given.
+        needs: which of them are payloads: (place, future, part), -1 for the whole.
+        group: the group that it is a member's call of.
+
+    Attributes:
+        receipt, payload, error: what the role has answered.
         is_here: whether the request has arrived.
         num_missing: arguments that have not.
         lost: maker of an argument that never will.
@@ -75,20 +92,54 @@ class VirtualCall(Call):
         is_over: whether the caller has it, or never will.
     """
 
-    public: Future = field(kw_only=True)
-    number: int = field(kw_only=True)
-    home: Home = field(kw_only=True)
-    is_here: bool = False
-    num_missing: int = 0
-    lost: str | None = None
-    began: float = 0.0
-    ready: float = 0.0
-    ends: float = 0.0
-    busy: float = 0.0
-    is_replied: bool = False
-    is_over: bool = False
+    __slots__ = (
+        "began",
+        "busy",
+        "ends",
+        "error",
+        "home",
+        "is_here",
+        "is_over",
+        "is_replied",
+        "lost",
+        "needs",
+        "num_missing",
+        "number",
+        "payload",
+        "public",
+        "ready",
+        "receipt",
+        "way",
+    )
 
-    def values(self) -> list[object]:
+    def __init__(
+        self,
+        number: int,
+        home: Home,
+        way: Way,
+        public: Future,
+        args: tuple[object, ...],
+        needs: list[Need],
+        group: Group | None,
+    ) -> None:
+        self.number = number
+        self.home = home
+        self.way = way
+        self.public = self.future = public
+        self.args = args
+        self.needs = needs
+        self.group = group
+        if group is not None:
+            self.future = Future(public.role, public.method, public.lane, public.incarnation, public.num_parts)
+        self.receipt: Receipt | None = None
+        self.payload: object = None
+        self.error: BaseException | None = None
+        self.is_here = self.is_replied = self.is_over = False
+        self.num_missing = 0
+        self.lost: str | None = None
+        self.began = self.ready = self.ends = self.busy = 0.0
+
+    def values(self) -> Sequence[object]:
         """The arguments, futures and parts as their payloads.
 
         Raises:
@@ -96,15 +147,15 @@ class VirtualCall(Call):
         """
         if self.lost is not None:
             raise ValueLost(self.lost)
-        values = []
-        for argument in self.args:
-            source, index = _source(argument)
-            if isinstance(source, Future):
-                if source.error is not None:
-                    raise ValueLost(source.role.name)
-                assert isinstance(source.payload, Value)
-                argument = source.payload.piece(index)
-            values.append(argument)
+        if not self.needs:
+            return self.args
+        values = list(self.args)
+        for place, source, index in self.needs:
+            if source.error is not None:
+                raise ValueLost(source.role.name)
+            value = source.payload
+            assert isinstance(value, Value)
+            values[place] = value.content if index < 0 else value.piece(index)
         return values
 
 
@@ -128,7 +179,7 @@ class Value:
     @property
     def is_lost(self) -> bool:
         """Whether it is gone with the machine where it was made; copies elsewhere are not."""
-        return self.epoch < self.home.epoch
+        return self.epoch in self.home.gone
 
     def piece(self, index: int) -> object:
         """A part of it, or with -1 all of it."""
@@ -162,16 +213,26 @@ class Usage:
     num_bytes_out: int
 
 
-def values_of(args: Sequence[object]) -> Iterator[tuple[Value, int]]:
-    """The payloads among arguments, with the part that is wanted; those that came to nothing are left out."""
-    for argument in args:
-        source, index = _source(argument)
-        if isinstance(source, Future) and isinstance(source.payload, Value):
-            yield source.payload, index
+def payloads_among(role: RoleRef, method: str, args: Sequence[object]) -> list[Need]:
+    """Which arguments of role.method are payloads of other calls.
 
-
-def _source(argument: object) -> tuple[object, int]:
-    return (argument.future, argument.index) if isinstance(argument, Part) else (argument, -1)
+    Raises:
+        ValueError: one of them is not completed yet.
+    """
+    needs: list[Need] = []
+    for place, argument in enumerate(args):
+        kind = type(argument)
+        if kind is Future:
+            source, index = cast(Future, argument), -1
+        elif kind is Part:
+            part = cast(Part, argument)
+            source, index = part.future, part.index
+        else:
+            continue
+        if source.receipt is None and source.error is None:
+            check_arguments(role, method, args)
+        needs.append((place, source, index))
+    return needs
 
 
 class Transfers:
@@ -189,7 +250,10 @@ class Transfers:
     def fetch(self, time: float, call: VirtualCall) -> None:
         """Ask for what the call's role does not have; `call.num_missing` and `call.lost` say what came of it."""
         home = call.home
-        for value, index in values_of(call.args):
+        for _, source, index in call.needs:
+            value = source.payload
+            if not isinstance(value, Value):
+                continue  # it came to nothing
             if value.home is home and value.epoch == home.epoch:
                 continue
             key = (home.name, home.epoch, index)

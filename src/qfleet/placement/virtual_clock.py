@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Sized
+from heapq import heappop, heappush
 
 
 class VirtualClock:
@@ -21,15 +21,16 @@ class VirtualClock:
     def at(self, moment: float, happen: Callable[..., None], *args: object) -> None:
         """Call happen(moment, *args) when it is time."""
         self._num_events += 1
-        heapq.heappush(self._events, (moment, self._num_events, happen, args))
+        heappush(self._events, (moment, self._num_events, happen, args))
 
-    def next(self) -> float:
-        """When the next event is; infinity where there is none."""
-        return self._events[0][0] if self._events else float("inf")
-
-    def step(self) -> None:
-        """Let the next event happen."""
-        moment, _, happen, args = heapq.heappop(self._events)
-        if moment > self.time:  # after a checkpoint was loaded, some moments are past
-            self.time = moment
-        happen(self.time, *args)
+    def run(self, last: float, awaited: Sized = ()) -> bool:
+        """Let events happen up to the moment `last`, or until something is in `awaited`; whether something is."""
+        events = self._events
+        while not awaited:
+            if not events or events[0][0] > last:
+                return False
+            moment, _, happen, args = heappop(events)
+            if moment > self.time:  # after a checkpoint was loaded, some moments are past
+                self.time = moment
+            happen(self.time, *args)
+        return True

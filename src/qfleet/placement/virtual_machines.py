@@ -27,12 +27,12 @@ class VirtualMachines:
         clock, network, log: the engine's.
         placement_timeout: virtual seconds that a role waits for a place.
         die: ends a role's life: when, whose, the cause, and what to say beyond that.
-        is_alive: whether a role lives.
         start: called when a role may begin its next call.
 
     Attributes:
         homes: those of all roles that were spawned and not stopped.
         places: how many roles find room in all; None for any number.
+        leaving: roles on machines that are about to be preempted, and when these will be gone.
     """
 
     def __init__(
@@ -43,18 +43,17 @@ class VirtualMachines:
         log: EventLog,
         placement_timeout: float,
         die: End,
-        is_alive: Callable[[str], bool],
         start: Callable[[float, Home], None],
     ) -> None:
         self.startup_seconds = file.cluster.startup_seconds
         self.places = file.cluster.places
         self.homes: dict[str, Home] = {}
+        self.leaving: dict[str, float] = {}
         self._clock = clock
         self._network = network
         self._log = log
         self._placement_timeout = placement_timeout
         self._die = die
-        self._is_alive = is_alive
         self._start = start
         self._num_placed = 0
 
@@ -64,7 +63,12 @@ class VirtualMachines:
         return None if self.places is None else max(0, self.places - self._num_placed)
 
     def settle(self, home: Home) -> None:
-        """A life begins: on the machine where the role has been, or on one that has room."""
+        """A life begins: on the machine where the role has been, or on one that has room, if that is about to go."""
+        if home.has_place and home.name in self.leaving and self.num_free != 0:
+            del self.leaving[home.name]
+            home.left.add(home.epoch)  # nobody else takes its place there
+            home.epoch += 1
+            home.has_place = False
         if not home.has_place:
             self._place(home)
         if home.has_place:
@@ -79,13 +83,14 @@ class VirtualMachines:
         if home is not None:
             self._num_placed -= home.has_place
             home.has_place = False
+            self.leaving.pop(name, None)
             self._network.drop(name)
 
     # faults
 
     def living(self, pattern: str) -> list[str]:
         """Names of the living roles that match, in the order of their spawning."""
-        return [name for name in self.homes if fnmatchcase(name, pattern) and self._is_alive(name)]
+        return [name for name, home in self.homes.items() if fnmatchcase(name, pattern) and home.role.is_alive]
 
     def crash(self, name: str) -> None:
         """Its process dies; its machine, and the payloads there, remain."""
@@ -97,15 +102,17 @@ class VirtualMachines:
         if not home.has_place:
             return
         home.has_place = False
+        self.leaving.pop(name, None)
+        self._lose_machine(home, home.epoch)
         home.epoch += 1
-        self._num_placed -= 1
-        if self.places is not None:
-            self.places -= 1
         self._die(self._clock.time, home, "node lost", "")
 
     def give_notice(self, name: str, seconds: float) -> None:
         """Its machine will be lost; what is over by then is not."""
-        self._clock.at(self._clock.time + seconds, self._preempt, self.homes[name], self.homes[name].epoch)
+        home, moment = self.homes[name], self._clock.time + seconds
+        if home.has_place:
+            self.leaving[name] = min(moment, self.leaving.get(name, moment))
+            self._clock.at(moment, self._preempt, home, home.epoch)
 
     def freeze(self, name: str, seconds: float) -> None:
         """Nothing goes on there for a time; the call that is running ends so much later."""
@@ -129,7 +136,7 @@ class VirtualMachines:
             return
         self.places += number
         for home in self.homes.values():
-            if not home.has_place and self._is_alive(home.name) and self._place(home):
+            if not home.has_place and home.role.is_alive and self._place(home):
                 home.free_at = self._clock.time + self.startup_seconds
                 self._start(self._clock.time, home)
 
@@ -143,12 +150,21 @@ class VirtualMachines:
         return home.has_place
 
     def _preempt(self, time: float, home: Home, epoch: int) -> None:
-        if home.epoch == epoch and self.homes.get(home.name) is home:
+        if epoch in home.left:
+            home.left.discard(epoch)
+            self._lose_machine(home, epoch)
+        elif home.epoch == epoch and self.homes.get(home.name) is home:
             self.lose(home.name)
+
+    def _lose_machine(self, home: Home, epoch: int) -> None:
+        home.gone.add(epoch)
+        self._num_placed -= 1
+        if self.places is not None:
+            self.places -= 1
 
     def _give_up(self, time: float, home: Home, epoch: int) -> None:
         is_waiting = not home.has_place and home.epoch == epoch and self.homes.get(home.name) is home
-        if is_waiting and self._is_alive(home.name):
+        if is_waiting and home.role.is_alive:
             message = (
                 f"role {home.name} found no place in {self._placement_timeout:g} virtual seconds: all {self.places} "
                 "are taken; ask for fewer roles, or raise places in the cluster's file"

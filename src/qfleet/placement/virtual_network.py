@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from fnmatch import fnmatchcase
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -63,6 +64,7 @@ class VirtualNetwork:
         self._ports: dict[str, Port] = {}
         self._links: dict[tuple[str, str], tuple[float, float]] = {}
         self._uniform = (file.network.latency, file.network.bandwidth)
+        self._latency = None if file.link else file.network.latency  # where it is the same everywhere
 
     def link(self, first: str, second: str) -> tuple[float, float]:
         """Latency in seconds and bandwidth in bytes a second between two roles."""
@@ -84,6 +86,8 @@ class VirtualNetwork:
 
     def signal_at(self, first: str, second: str, time: float) -> float:
         """When a small message sent at `time` arrives."""
+        if self._latency is not None and not self.partitions:
+            return time + self._latency
         return self.passes_at(first, second, time) + self.link(first, second)[0]
 
     def send(
@@ -155,8 +159,23 @@ def _deliver(time: float, deliver: Callable[..., None], args: tuple[object, ...]
     deliver(time, *args)
 
 
+_FIELDS: dict[type, tuple[str, ...]] = {}  # of the dataclasses that have been seen
+
+
 def payload_bytes(value: object) -> int:
     """Bytes of the arrays, texts and numbers in a payload; what holds them together is not counted."""
+    kind = type(value)
+    if kind is np.ndarray:
+        return int(cast(np.ndarray[Any, Any], value).nbytes)
+    if value is None:
+        return 0
+    if kind is int or kind is float:
+        return 8
+    names = _FIELDS.get(kind)
+    if names is None and is_dataclass(value):
+        names = _FIELDS[kind] = tuple(one.name for one in fields(value))
+    if names is not None:
+        return sum([payload_bytes(getattr(value, name)) for name in names])
     if isinstance(value, np.ndarray | torch.Tensor):
         return int(value.nbytes)
     if isinstance(value, str | bytes):
@@ -165,6 +184,4 @@ def payload_bytes(value: object) -> int:
         return sum(payload_bytes(key) + payload_bytes(one) for key, one in value.items())
     if isinstance(value, Sequence):
         return sum(map(payload_bytes, value))
-    if is_dataclass(value):
-        return sum(payload_bytes(getattr(value, one.name)) for one in fields(value))
-    return 0 if value is None else 8
+    return 8

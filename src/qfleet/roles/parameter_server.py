@@ -58,6 +58,7 @@ class ParameterServer:
         self._staged: torch.Tensor | None = None
         self._staged_tickets: list[Ticket] = []
         self._staged_metrics: dict[str, float] = {}
+        self._acknowledged_before: dict[str, tuple[int, int]] = {}  # what is staged
 
     def update(self, tickets: list[Ticket], rate_scale: float, num_updates: int, *pushes: Push) -> Reply:
         """Stage and commit in one, for a server that holds the whole vector."""
@@ -70,7 +71,7 @@ class ParameterServer:
         """Take the mean of a set of pushes and wait for `commit`.
 
         A push that was applied already, or that is of a former incarnation, is refused and counted. The very set that
-        is staged, delivered once more, changes nothing.
+        is staged, delivered once more, changes nothing; another set takes its place, as if it had never been staged.
 
         Args:
             tickets: one per push.
@@ -81,6 +82,9 @@ class ParameterServer:
         """
         if self._staged is not None and tickets == self._staged_tickets:
             return Receipt(version=self.version, metrics=dict(self._staged_metrics))
+        if self._staged is not None:
+            self.acknowledged = self._acknowledged_before
+        self._acknowledged_before = dict(self.acknowledged)
         fresh = []
         for ticket, push in zip(tickets, pushes, strict=True):
             if (ticket.incarnation, ticket.sequence) > self.acknowledged.get(ticket.worker, (-1, -1)):

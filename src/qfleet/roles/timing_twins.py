@@ -187,10 +187,12 @@ class TimedGradientWorker(TimedWorker):
     ) -> None:
         super().__init__(blueprint, name)
         self.pieces = _blank_pushes(len(self.sizes.first.vector), num_servers, compression, top_k_fraction)
+        self.num_bytes = sum(piece.num_bytes for piece in self.pieces)
+        self.batch_size = blueprint.batch_size
 
     def collect_with(self, progress: Progress, num_vector_steps: int, *published: ParamSlice) -> Receipt:
         """Pull, then collect."""
-        self.version = max(part.version for part in published)
+        self.version = newest_of(published)
         return self.collect(progress, num_vector_steps)
 
     def gradient(self, *published: ParamSlice) -> Reply:
@@ -199,11 +201,11 @@ class TimedGradientWorker(TimedWorker):
 
     def local_update(self, num_updates: int, *published: ParamSlice) -> Reply:
         """Likewise."""
-        self.version = max(part.version for part in published)
+        self.version = newest_of(published)
         receipt = Receipt(
             version=self.version,
-            num_samples=num_updates * self.blueprint.batch_size,
-            num_bytes=sum(piece.num_bytes for piece in self.pieces),
+            num_samples=num_updates * self.batch_size,
+            num_bytes=self.num_bytes,
             seconds={"learner": 1.0},
         )
         return Reply(receipt, self.pieces if len(self.pieces) > 1 else self.pieces[0])
@@ -295,6 +297,11 @@ class TimedEvaluator:
         return Receipt(
             version=snapshot.version, episode_returns=[0.0] * num_episodes, episode_lengths=[1] * num_episodes
         )
+
+
+def newest_of(published: tuple[ParamSlice, ...]) -> int:
+    """The newest version among slices, one of which may be there for its target alone."""
+    return published[0].version if len(published) == 1 else max([part.version for part in published])
 
 
 def _blank_pushes(size: int, num_servers: int, compression: Compression, fraction: float) -> list[Push]:

@@ -31,6 +31,8 @@ class Merge:
         num_updates: by how much the version grows.
         rate_scale: what the learning rate is multiplied by; None asks for 1 / (1 + staleness).
         staleness: how many versions old each push was when it was merged; known at the end.
+        attempt: how often the set has shrunk while it was staged; what is staged of a former one does not count.
+        is_committing: whether a server has been told to apply it.
     """
 
     tickets: list[Ticket]
@@ -42,6 +44,8 @@ class Merge:
     scale: float = 1.0
     norms: dict[int, float] = field(default_factory=dict)
     committed: dict[int, Future] = field(default_factory=dict)
+    attempt: int = 0
+    is_committing: bool = False
 
 
 @dataclass(slots=True)
@@ -51,6 +55,7 @@ class _Job:
     kind: str  # "update", "stage", "commit", "restore", "assemble", "publish"
     index: int
     merge: Merge | None = None
+    attempt: int = 0
 
 
 class ServerGroup:
@@ -179,7 +184,8 @@ class ServerGroup:
             self._renewed(job.index, future, outcome)
         elif job.kind == "stage":
             assert job.merge is not None
-            self._staged(job.merge, job.index, outcome)
+            if job.attempt == job.merge.attempt:
+                self._staged(job.merge, job.index, outcome)
         else:
             assert job.merge is not None
             if job.kind == "update":
@@ -203,10 +209,10 @@ class ServerGroup:
         """Give one server the pushes of the merge that is on."""
         server = self.refs[index]
         if len(self.refs) == 1:
-            job, method = _Job("update", index, merge), "update"
+            job, method = _Job("update", index, merge, merge.attempt), "update"
             args: tuple[object, ...] = (merge.tickets, merge.scale, merge.num_updates, *merge.pushes)
         else:
-            job, method = _Job("stage", index, merge), "stage"
+            job, method = _Job("stage", index, merge, merge.attempt), "stage"
             args = (merge.tickets, *(Part(push, index) for push in merge.pushes))
         self._jobs[self.engine.submit(server, method, *args)] = job
 
@@ -222,6 +228,7 @@ class ServerGroup:
                     self._commit(merge, other)
 
     def _commit(self, merge: Merge, index: int) -> None:
+        merge.is_committing = True
         norm = math.hypot(*(merge.norms[other] for other in sorted(merge.norms)))
         future = self.engine.submit(self.refs[index], "commit", norm, merge.scale, merge.num_updates)
         self._jobs[future] = _Job("commit", index, merge)
@@ -252,17 +259,28 @@ class ServerGroup:
                 self.renew(error.producer)
             elif not self.is_renewing:
                 self.ask_snapshot()
-        elif isinstance(error, ValueLost) and (job.kind == "restore" or merge is None):
+        elif isinstance(error, ValueLost):
+            if merge is not None and job.attempt < merge.attempt:
+                return  # the set has shrunk already
+            if merge is not None and not merge.is_committing:
+                self._shrink(merge, error.producer)
+                return
+            what = "newest parameters are" if merge is None else "push that some servers have applied is"
             raise QfleetError(
-                f"the newest parameters are gone with {error.producer}'s machine, and no other machine holds them; "
-                "continue from the last checkpoint with qfleet train --resume RUN_DIR"
+                f"the {what} gone with {error.producer}'s machine, and no other machine holds it; continue from the "
+                "last checkpoint with qfleet train --resume RUN_DIR"
             ) from error
-        elif isinstance(error, ValueLost) and merge is not None:
-            # A push is gone with its maker's machine: the others make the update.
-            keep = [i for i, push in enumerate(merge.pushes) if push.role.name != error.producer]
-            merge.tickets = [merge.tickets[i] for i in keep]
-            merge.pushes = [merge.pushes[i] for i in keep]
-            self._feed(job.index, merge)
+
+    def _shrink(self, merge: Merge, producer: str) -> None:
+        """Pushes are gone with their maker's machine: the others make the update, and do so on every server."""
+        keep = [i for i, push in enumerate(merge.pushes) if push.role.name != producer]
+        merge.tickets = [merge.tickets[i] for i in keep]
+        merge.pushes = [merge.pushes[i] for i in keep]
+        merge.attempt += 1
+        merge.norms, merge.num_refused = {}, 0
+        for index in range(len(self.refs)):
+            if index not in self._reviving:
+                self._feed(index, merge)
 
     def _revive(self, index: int) -> None:
         """A server's new life starts from the newest published version and the pushes acknowledged up to it."""

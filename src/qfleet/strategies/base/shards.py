@@ -258,7 +258,7 @@ class ShardGroup:
         if job.kind == "insert":
             assert job.collected is not None
             if isinstance(loss.error, ValueLost):  # gone with the actor's machine
-                self.control.count("transitions_lost", job.collected.num_transitions)
+                self.control.count("transitions_not_inserted", job.collected.num_transitions)
                 yield job.collected
             else:  # not acknowledged, and still where it was made
                 self._held.appendleft(job.collected)
