@@ -21,7 +21,8 @@ from qfleet.types import Array
 SingleEnv = gym.Env[Any, Any]
 
 ENTRY_POINT = "ale_py.env:AtariEnv"
-MAX_FRAMES = 108_000  # half an hour of play at 60 frames per second, as all published scores have it
+FRAMES_PER_SECOND = 60
+MAX_FRAMES = 108_000  # half an hour of play, as all published scores have it
 # Arguments of the game's constructor that the preprocessing sets, and the field that stands for each.
 _FIELD_OF = {
     "frameskip": "frame_skip",
@@ -79,7 +80,9 @@ def make_single(
     if config.fire_reset and "FIRE" in env.unwrapped.get_action_meanings():  # type: ignore[attr-defined]
         env = FireReset(env)
     env = AtariPreprocessing(env, noop_max=config.noop_max, frame_skip=config.frame_skip, screen_size=config.size)
-    return TimeLimit(FrameStackObservation(env, config.stack, padding_type="zero"), limit or max_steps(config))
+    env = TimeLimit(FrameStackObservation(env, config.stack, padding_type="zero"), limit or max_steps(config))
+    env.metadata = {**env.metadata, "render_fps": FRAMES_PER_SECOND}
+    return env
 
 
 def vector_arguments(config: AtariConfig, limit: int | None, num_envs: int) -> dict[str, object]:
