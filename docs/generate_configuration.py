@@ -85,6 +85,10 @@ MEANINGS = {
     "algo.exploration.alpha": "See `base`.",
     "network.kind": 'The torso: "auto" (cnn for images of at least 36 x 36, else mlp), "mlp", "cnn", or '
     '"package.module:Class" for your own.',
+    "network.precision": 'The torso\'s arithmetic in a network with convolutions; "auto" is bfloat16 where the '
+    "processor multiplies in it. Parameters, gradients, optimizer and head are float32.",
+    "network.compile": 'Whether updates go through torch.compile, which takes a while once; "auto" does on a GPU and '
+    "beside AMX.",
     "network.hidden": "Width of each hidden layer of the mlp.",
     "network.activation": "Between layers.",
     "network.layer_norm": "LayerNorm after each dense hidden layer.",
@@ -113,6 +117,9 @@ MEANINGS = {
     "replay.capacity": "Transitions kept; the oldest go first. Refused if it cannot fit into memory.",
     "replay.store_frames_once": "Stacks of frames (uint8 [K, H, W]) share their frames, at about 1/(2 K) of the "
     "memory; true refuses other observations, false stores each in full.",
+    "replay.directory": "A folder with room for the replay's observations, which then lie in a file there instead of "
+    "memory; the file has no name and goes with the process. The operating system keeps in memory what is in use.",
+    "replay.compression": '"lz4" keeps frames that are stored once compressed (`pip install qfleet[compression]`).',
     "replay.sampler": "Every transition alike, or by TD error (proportional prioritized replay).",
     "replay.samples_per_insert": "Transitions trained on per transition inserted, once `min_transitions` are in.",
     "replay.min_transitions": "Transitions inserted before the first update.",

@@ -27,6 +27,9 @@ class NetworkConfig(Section):
     (None: 512). A torso of your own is called with
     the shape alone: of the other fields only `normalize_observations` matters to it.
 
+    `precision` and `compile` say how a network with convolutions is computed; "auto" is by what the machine can do
+    (networks/path.py). float32 without a compiler is the reference.
+
     `kind`: "auto" (cnn for images of at least 36 x 36, else mlp), "mlp", "cnn" (Mnih et al. 2015), or
     "package.module:Class", called as Class(obs_shape) and mapping float32 [B, *O] to features [B, F].
     """
@@ -36,6 +39,8 @@ class NetworkConfig(Section):
     activation: Literal["relu", "tanh", "silu", "gelu"] = "relu"
     layer_norm: bool = False
     normalize_observations: bool = False
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: Literal["auto", "never", "always"] = "auto"
 
 
 def dense_layers(size: int, widths: tuple[int, ...], config: NetworkConfig) -> list[nn.Module]:
@@ -118,12 +123,14 @@ class Torso(nn.Module):
         if self.norm is not None:
             self.norm.observe(self.scale(obs))
 
+    def prepare(self, obs: Tensor) -> Tensor:
+        """What the layers see of an observation: [B, *O] -> float [B, *O]."""
+        obs = self.scale(obs)
+        return obs if self.norm is None else self.norm(obs)
+
     def forward(self, obs: Tensor) -> Tensor:
         """[B, *O] -> float [B, F]."""
-        obs = self.scale(obs)
-        if self.norm is not None:
-            obs = self.norm(obs)
-        features: Tensor = self.body(obs)
+        features: Tensor = self.body(self.prepare(obs))
         return features
 
 
