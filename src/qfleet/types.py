@@ -25,13 +25,14 @@ class EnvSpec:
     Attributes:
         env_id: the name it was made from.
         obs_shape: O, the shape of one observation after wrappers.
-        obs_dtype: numpy dtype name of an observation ("float32", "uint8").
+        obs_dtype: numpy dtype name of an observation ("float32", "uint8", "bool").
         num_actions: A, after flattening or discretising.
         has_action_mask: whether `info["action_mask"]` (bool [A], True = legal) comes with each observation.
         max_episode_steps: the time limit in env steps, None if there is none.
         return_threshold: the return at which the environment's registration calls it solved, None if unknown.
         offers_state: whether its state can be saved; else a checkpoint restarts its episodes.
         is_native: whether it has its own vector version, so that many copies step at about the cost of one.
+        frames_per_step: frames of the game that one env step shows (its frame skip).
     """
 
     env_id: str
@@ -43,6 +44,7 @@ class EnvSpec:
     return_threshold: float | None = None
     is_native: bool = False
     offers_state: bool = False
+    frames_per_step: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,55 @@ from typing import Literal
 
 from pydantic import Field, FiniteFloat
 
-from qfleet.config import Section
+from qfleet.config import Fraction, NonNegativeInt, PositiveInt, Section
 
 Vectorization = Literal["auto", "native", "sync", "subprocess"]
 Autoreset = Literal["auto", "next_step", "same_step"]
+
+
+class AtariConfig(Section):
+    """The field's preprocessing of Atari games (Mnih et al. 2015; Machado et al. 2018); other environments ignore it.
+
+    Attributes:
+        preprocessing: False leaves a game as it is registered: 210 x 160 in colour, with `env.kwargs`.
+        frame_skip: frames of the emulator in one env step; the last two are merged by their maximum.
+        stack: newest frames in one observation, oldest first; black ones before an episode's first.
+        size: width and height of an observation in pixels, gray.
+        noop_max: an episode begins with 0 to this many no-ops (1 to this many where each copy steps alone).
+        fire_reset: an episode begins with FIRE where the game has it, for those that wait for it.
+        sticky_actions: the chance that a frame repeats the action before; "registered" is 0.25 for ALE/*-v5, 0 for
+            NoFrameskip-v4.
+        life_loss: whether a lost life is a termination to learn from. The game goes on, and its return is of all lives.
+        full_action_space: all 18 actions of the console instead of those that the game reads.
+        num_threads: threads of ale-py's own vector version; "auto" is as many as torch has in this process.
+    """
+
+    preprocessing: bool = True
+    frame_skip: PositiveInt = 4
+    stack: PositiveInt = 4
+    size: PositiveInt = 84
+    noop_max: NonNegativeInt = 30
+    fire_reset: bool = True
+    sticky_actions: Fraction | Literal["registered"] = "registered"
+    life_loss: bool = False
+    full_action_space: bool = False
+    num_threads: PositiveInt | Literal["auto"] = "auto"
+
+
+class ImageConfig(Section):
+    """Preprocessing of other environments with images: uint8 [H, W] or [H, W, 3]. By default there is none.
+
+    Attributes:
+        size: width and height in pixels; None leaves them.
+        gray: colour to gray.
+        stack: newest frames in one observation, oldest first, as [stack, H, W], or [3 * stack, H, W] in colour.
+        skip: how often an action is repeated; the rewards are summed, the newest frame is observed.
+    """
+
+    size: PositiveInt | None = None
+    gray: bool = False
+    stack: PositiveInt = 1
+    skip: PositiveInt = 1
 
 
 class EnvConfig(Section):
@@ -34,6 +79,7 @@ class EnvConfig(Section):
         discretize: number of evenly spaced values per dimension of a continuous (Box) action.
         reward_scale: the training reward is the environment's times this; episode returns stay raw.
         reward_clip: the scaled training reward is then clipped to [-reward_clip, reward_clip].
+        atari, image: preprocessing of Atari games, and of other environments with images.
     """
 
     id: str | None = None
@@ -46,3 +92,5 @@ class EnvConfig(Section):
     discretize: int | None = Field(default=None, ge=2)
     reward_scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     reward_clip: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    atari: AtariConfig = AtariConfig()
+    image: ImageConfig = ImageConfig()

@@ -17,8 +17,9 @@ import gymnasium as gym
 from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import AutoresetMode
 
+from qfleet.envs import atari
 from qfleet.envs.attributes import set_attributes
-from qfleet.envs.config import EnvConfig
+from qfleet.envs.config import EnvConfig, ImageConfig
 from qfleet.envs.masks import read_masks
 from qfleet.envs.source import EnvFactory, EnvSource, find_source, first_line, missing_package
 from qfleet.envs.spaces import fits_unwrapped, obs_dtype, one_line
@@ -53,7 +54,13 @@ def make_env_batch(config: EnvConfig, num_envs: int | None = None, factory: EnvF
     env = _make_vector_env(source, config, config.num_envs if num_envs is None else num_envs)
     try:
         spec = _spec_of(env, source)
-        return EnvBatch(env, spec, reward_scale=config.reward_scale, reward_clip=config.reward_clip)
+        return EnvBatch(
+            env,
+            spec,
+            reward_scale=config.reward_scale,
+            reward_clip=config.reward_clip,
+            life_loss=source.is_preprocessed_atari and config.atari.life_loss,
+        )
     except BaseException:
         env.close()
         raise
@@ -112,13 +119,18 @@ def _make_native(source: EnvSource, autoreset: str, num_envs: int) -> AnyVectorE
     registration = source.registration
     if registration is None or registration.vector_entry_point is None:
         raise _UnusableError("it has no vector version of its own")
+    if source.image != ImageConfig():
+        raise _UnusableError("[env.image] needs wrappers")
     kwargs: dict[str, Any] = dict(source.kwargs)
     try:
         if autoreset in _ASKED and _takes(registration.vector_entry_point, "autoreset_mode"):
             kwargs["autoreset_mode"] = _ASKED[autoreset]
-        if source.max_episode_steps is not None:
+        if atari.is_atari(registration):
+            kwargs = _atari_arguments(source, kwargs, num_envs)
+        elif source.max_episode_steps is not None:
             kwargs["max_episode_steps"] = source.max_episode_steps
         env = gym.make_vec(registration, num_envs, vectorization_mode="vector_entry_point", **kwargs)
+        env = atari.AtariVector(env) if atari.is_atari(registration) else env
     except ImportError as error:
         raise _UnusableError(str(missing_package(source.label, error))) from error
     except (TypeError, gym.error.Error) as error:
@@ -133,6 +145,20 @@ def _make_native(source: EnvSource, autoreset: str, num_envs: int) -> AnyVectorE
         env.close()
         raise _UnusableError(reason)
     return env
+
+
+def _atari_arguments(source: EnvSource, kwargs: dict[str, Any], num_envs: int) -> dict[str, Any]:
+    """For ale-py's vector version, which can do nothing but preprocessed games.
+
+    Raises:
+        _UnusableError: it is not to be preprocessed.
+    """
+    if not source.atari.preprocessing:
+        raise _UnusableError("the games' own vector version is preprocessed, and env.atari.preprocessing is false")
+    source.refuse_for_atari()
+    # Same-step is what wastes no step on resetting, as with copies that are stepped one by one.
+    arguments: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP, **kwargs}
+    return arguments | atari.vector_arguments(source.atari, source.max_episode_steps, num_envs)
 
 
 def _misfit(env: AnyVectorEnv, source: EnvSource, autoreset: str) -> str | None:
@@ -179,4 +205,5 @@ def _spec_of(env: AnyVectorEnv, source: EnvSource) -> EnvSpec:
         return_threshold=source.return_threshold,
         offers_state=VectorState.find(env) is not None,
         is_native=not isinstance(env, (gym.vector.SyncVectorEnv, gym.vector.AsyncVectorEnv)),
+        frames_per_step=source.frames_per_step,
     )

@@ -16,8 +16,10 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec as Registration
 
+from qfleet.envs import atari
 from qfleet.envs.attributes import set_attributes
-from qfleet.envs.config import EnvConfig
+from qfleet.envs.config import AtariConfig, EnvConfig, ImageConfig
+from qfleet.envs.images import wrap_image
 from qfleet.envs.spaces import SingleEnv, adapt_spaces
 from qfleet.errors import EnvError, MissingExtraError, UsageError
 
@@ -27,9 +29,17 @@ EnvFactory = Callable[..., gym.Env[Any, Any]]
 _REGISTERED_BY = (
     (("qfleet/",), (), "qfleet.envs.toy"),
     (("ALE/",), ("NoFrameskip-v0", "NoFrameskip-v4"), "ale_py"),
+    (("MinAtar/",), (), "qfleet.envs.minatar"),
 )
 # The module that an environment misses, and what installs it.
-_INSTALLED_BY = {"Box2D": "qfleet[box2d]", "ale_py": "ale-py", "mujoco": "gymnasium[mujoco]"}
+_INSTALLED_BY = {
+    "Box2D": "qfleet[box2d]",
+    "ale_py": "qfleet[atari]",
+    "cv2": "qfleet[atari]",
+    "opencv": "qfleet[atari]",
+    "minatar": "qfleet[minatar]",
+    "mujoco": "gymnasium[mujoco]",
+}
 
 
 @dataclass(frozen=True)
@@ -44,6 +54,8 @@ class EnvSource:
         attributes: numbers to set on what it made.
         max_episode_steps: the time limit asked for, None to keep the registered one.
         discretize: values per dimension of a continuous action.
+        atari: preprocessing, where it is one of ale-py's games.
+        image: preprocessing, where it is another environment with images.
     """
 
     label: str
@@ -53,12 +65,34 @@ class EnvSource:
     attributes: dict[str, float]
     max_episode_steps: int | None
     discretize: int | None
+    atari: AtariConfig
+    image: ImageConfig
+
+    @property
+    def is_preprocessed_atari(self) -> bool:
+        """Whether it is an Atari game with the field's preprocessing."""
+        return atari.is_atari(self.registration) and self.atari.preprocessing
+
+    @property
+    def frames_per_step(self) -> int:
+        """Frames of the game that one env step shows."""
+        if self.is_preprocessed_atari:
+            return self.atari.frame_skip
+        if atari.is_atari(self.registration):
+            assert self.registration is not None
+            skip = {**self.registration.kwargs, **self.kwargs}.get("frameskip")
+            return skip if isinstance(skip, int) else 1
+        return self.image.skip
 
     @property
     def time_limit(self) -> int | None:
         """The time limit in env steps that is asked for or registered."""
+        if self.max_episode_steps is not None:
+            return self.max_episode_steps
+        if self.is_preprocessed_atari:
+            return atari.max_steps(self.atari)
         registered = self.registration.max_episode_steps if self.registration else None
-        return self.max_episode_steps or registered
+        return None if registered is None else -(-registered // self.image.skip)
 
     @property
     def return_threshold(self) -> float | None:
@@ -95,18 +129,48 @@ class EnvSource:
         return adapt_spaces(env, self.label, self.discretize)
 
     def _construct(self) -> SingleEnv:
+        if self.is_preprocessed_atari:
+            assert self.registration is not None
+            self.refuse_for_atari()
+            return atari.make_single(self.registration, self.kwargs, self.atari, self.max_episode_steps)
+        if self.image == ImageConfig():
+            return self._construct_plain(self.max_episode_steps)
+        # A time limit inside of the wrappers would count frames.
+        env = wrap_image(self._construct_plain(-1), self.image, self.label)
+        return env if self.time_limit is None else gym.wrappers.TimeLimit(env, self.time_limit)
+
+    def refuse_for_atari(self) -> None:
+        """Check that nothing else is asked for than the Atari preprocessing.
+
+        Raises:
+            UsageError: naming the field to set instead.
+        """
+        atari.check_arguments(self.kwargs, self.label)
+        if self.image != ImageConfig():
+            raise UsageError(
+                f"environment {self.label}: Atari games are preprocessed by [env.atari]; leave [env.image] out, or "
+                "--set env.atari.preprocessing=false"
+            )
+
+    def _construct_plain(self, time_limit: int | None) -> SingleEnv:
+        """As registered or as the factory makes it; a time limit of None is the registered one, -1 none."""
         if self.registration is not None:
             # Checker and order wrapper are for finding mistakes by hand; here they would cost time in every step.
             registration = copy.deepcopy(self.registration)
             registration.order_enforce = False
-            return gym.make(
-                registration, max_episode_steps=self.max_episode_steps, disable_env_checker=True, **self.kwargs
+            made: SingleEnv = gym.make(
+                registration, max_episode_steps=time_limit, disable_env_checker=True, **self.kwargs
             )
+            if registration.entry_point == "minatar.gym:BaseEnv":
+                from qfleet.envs.minatar import SeededGame  # loads minatar
+
+                made = SeededGame(made)
+            return made
         assert self.factory is not None
         env: object = self.factory(**self.kwargs)
         if not isinstance(env, gym.Env):
             raise UsageError(f"environment {self.label}: it made a {type(env).__name__}, which is not a gymnasium.Env")
-        return env if self.max_episode_steps is None else gym.wrappers.TimeLimit(env, self.max_episode_steps)
+        return env if time_limit in (None, -1) else gym.wrappers.TimeLimit(env, time_limit)
 
 
 def find_source(config: EnvConfig, factory: EnvFactory | None = None) -> EnvSource:
@@ -134,6 +198,8 @@ def find_source(config: EnvConfig, factory: EnvFactory | None = None) -> EnvSour
         dict(config.attributes),
         config.max_episode_steps,
         config.discretize,
+        config.atari,
+        config.image,
     )
 
 

@@ -48,8 +48,8 @@ def fits_unwrapped(obs_space: AnySpace, action_space: AnySpace) -> bool:
 
 
 def obs_dtype(obs_space: AnySpace) -> str:
-    """ "uint8" for byte observations, which replay stores as they are; "float32" for everything else."""
-    return "uint8" if obs_space.dtype == np.uint8 else "float32"
+    """ "uint8" and "bool" for observations of bytes, which replay stores as they are; "float32" for everything else."""
+    return str(obs_space.dtype) if obs_space.dtype in (np.uint8, np.bool_) else "float32"
 
 
 def adapt_spaces(env: SingleEnv, label: str, discretize: int | None) -> SingleEnv:

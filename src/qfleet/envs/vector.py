@@ -32,6 +32,7 @@ class EnvBatch:
         env: the vector environment; Box observations, Discrete actions per sub-environment.
         spec: what it looks like to training; `has_action_mask` says whether masks are read.
         reward_scale, reward_clip: applied to `EnvStep.reward` (scale, then clip), never to episode returns.
+        life_loss: tell a lost life (info["lives"]) as a termination; the episode, and its return, go on.
 
     Raises:
         UsageError: the environment does not declare how it resets itself.
@@ -44,6 +45,7 @@ class EnvBatch:
         *,
         reward_scale: float = 1.0,
         reward_clip: float | None = None,
+        life_loss: bool = False,
     ) -> None:
         self.num_envs: int = env.num_envs
         self.spec = spec
@@ -53,6 +55,9 @@ class EnvBatch:
         self._reward_scale = reward_scale
         self._reward_clip = reward_clip
         self._plain_reward = reward_scale == 1.0 and reward_clip is None
+        self._life_loss = life_loss
+        self._lives: IntArray = np.zeros(self.num_envs, dtype=np.int64)
+        self._copies_obs = not getattr(env, "gives_fresh_arrays", False)
         self._obs_dtype = np.dtype(spec.obs_dtype)
         self._action_dtype = env.action_space.dtype or np.dtype(np.int64)
         self._first_action = int(getattr(env.single_action_space, "start", 0))
@@ -99,6 +104,8 @@ class EnvBatch:
         self._clear_episodes()
         if self.spec.has_action_mask:
             self._action_mask = self._masks(info, needed=self._all_valid)
+        if self._life_loss:
+            self._lives = self._read_lives(info)
         self._started = True
         return obs
 
@@ -138,6 +145,11 @@ class EnvBatch:
             self._refuse_reward(reward)
 
         ended = terminated | truncated
+        if self._life_loss:
+            lives, before = self._read_lives(info), self._lives
+            self._lives = lives
+            # Where an episode has ended, or begins, these may be the next one's lives.
+            terminated |= (lives < before) & valid & ~ended
         if np.count_nonzero(ended):
             return self._end_episodes(obs, reward, terminated, truncated, valid, ended, info)
         mask = self._masks(info, needed=self._all_valid) if self.spec.has_action_mask else None
@@ -174,6 +186,7 @@ class EnvBatch:
             "returns": self._returns.copy(),
             "lengths": self._lengths.copy(),
             "resetting": waiting.copy(),
+            "lives": self._lives.copy(),
         }
         if self._action_mask is not None:
             state["action_mask"] = self._action_mask.copy()
@@ -200,6 +213,7 @@ class EnvBatch:
         self._obs = state["obs"].astype(self._obs_dtype)
         self._returns = state["returns"].astype(np.float64)
         self._lengths = state["lengths"].astype(np.int64)
+        self._lives = state.get("lives", self._lives).astype(np.int64)
         self._resetting = state["resetting"].astype(np.bool_) if state["resetting"].any() else None
         if self.spec.has_action_mask:
             self._action_mask = state["action_mask"].astype(np.bool_)
@@ -274,7 +288,13 @@ class EnvBatch:
         return require_legal_action(masks, needed, self.spec.env_id, self._lengths)
 
     def _own_obs(self, raw_obs: Array) -> Array:
-        return np.array(raw_obs, dtype=self._obs_dtype, order="C")
+        return np.array(raw_obs, dtype=self._obs_dtype, order="C") if self._copies_obs else raw_obs
+
+    def _read_lives(self, info: Mapping[str, Any]) -> IntArray:
+        lives = info.get("lives")
+        if lives is None:
+            self._refuse("it tells no info['lives'], which env.atari.life_loss needs")
+        return np.array(lives, dtype=np.int64)
 
     def _training_reward(self, reward: Array) -> Array:
         if self._plain_reward:
