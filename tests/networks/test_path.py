@@ -26,6 +26,11 @@ def build(obs_dtype: str = "uint8", config: NetworkConfig | None = None) -> QNet
     return QNetwork(torso, DuelingHead(torso.num_features, 3, noisy=False))
 
 
+def large() -> QNetwork:
+    """64 features x 8,192, and some: above the 400,000 parameters from which on a path is worth its overhead."""
+    return build(config=NetworkConfig(hidden=(8192,)))
+
+
 def observations(num: int = 16) -> torch.Tensor:
     return torch.randint(0, 256, (num, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(num))
 
@@ -109,14 +114,14 @@ def test_a_few_observations_are_not_worth_a_conversion() -> None:
 )
 def test_auto_follows_the_processor(set_flags, flags, compiler, expected) -> None:
     set_flags(*flags, compiler=compiler)
-    assert choose_path(NetworkConfig(), build(), "cpu") == expected
+    assert choose_path(NetworkConfig(), large(), "cpu") == expected
 
 
 def test_what_is_asked_for_is_done_or_said(set_flags) -> None:
     set_flags("avx512_bf16", "amx_bf16")
     reference = NetworkConfig(precision="float32")
-    assert choose_path(reference, build(), "cpu") == REFERENCE
-    assert not choose_path(NetworkConfig(compile="never"), build(), "cpu").is_compiled
+    assert choose_path(reference, large(), "cpu") == REFERENCE
+    assert not choose_path(NetworkConfig(compile="never"), large(), "cpu").is_compiled
     always = NetworkConfig(precision="float32", compile="always")
     assert choose_path(always, build(), "cpu").describe() == "float32, compiled"
     set_flags(compiler=False)
@@ -125,10 +130,11 @@ def test_what_is_asked_for_is_done_or_said(set_flags) -> None:
     assert "needs a C++ compiler" in without.note
 
 
-def test_a_network_without_convolutions_is_left_alone(set_flags) -> None:
+def test_a_small_network_and_one_without_convolutions_are_left_alone(set_flags) -> None:
     set_flags("avx512_bf16", "amx_bf16")
     torso = Torso(NetworkConfig(), (4,), "float32")
     assert choose_path(NetworkConfig(), QNetwork(torso, nn.Linear(128, 2)), "cpu") == REFERENCE
+    assert choose_path(NetworkConfig(), build(), "cpu") == REFERENCE
     assert choose_path(NetworkConfig(), nn.Conv2d(4, 1, 8), "cpu") == REFERENCE
 
 

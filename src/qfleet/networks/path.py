@@ -27,6 +27,7 @@ Precision = Literal["float32", "bfloat16"]
 _BFLOAT16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")  # the last one is ARM's
 _COMPILERS = ("c++", "g++", "clang++")
 _SMALL_BATCH = 8  # below, bfloat16 only costs conversions
+_SMALL_NETWORK = 400_000  # parameters; below, no path is worth its overhead
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ REFERENCE = ComputePath()
 def choose_path(config: NetworkConfig, module: nn.Module, device: str) -> ComputePath:
     """The path for a network: as configured, "auto" by what it is made of and what the machine can do.
 
-    "auto" leaves a network without convolutions on the reference path: it is too small for anything else to pay.
+    "auto" leaves small networks and those without convolutions on the reference path: nothing else would pay.
     Others get bfloat16 where the processor multiplies in it, and the compiler where that was seen to pay: on a GPU and
     beside AMX, whose products are so fast that everything between them counts.
 
@@ -71,11 +72,16 @@ def choose_path(config: NetworkConfig, module: nn.Module, device: str) -> Comput
         device: "cpu" or "cuda".
     """
     has_torso = isinstance(module, QNetwork) and isinstance(module.torso, Torso)
-    is_image = has_torso and any(isinstance(layer, nn.Conv2d) for layer in module.modules())
-    if not has_torso or (not is_image and config.precision != "bfloat16" and config.compile != "always"):
+    if not has_torso:
         return REFERENCE
-    precision: Precision = config.precision if config.precision != "auto" else _best_precision(device)
-    is_fast = device == "cuda" or "amx_bf16" in cpu_flags()
+    is_image = any(isinstance(layer, nn.Conv2d) for layer in module.modules())
+    is_large = is_image and sum(parameter.numel() for parameter in module.parameters()) >= _SMALL_NETWORK
+    precision: Precision = "float32"
+    if config.precision != "auto":
+        precision = config.precision
+    elif is_large:
+        precision = _best_precision(device)
+    is_fast = is_large and (device == "cuda" or "amx_bf16" in cpu_flags())
     wanted = config.compile == "always" or (config.compile == "auto" and is_fast and precision == "bfloat16")
     lacking = what_compiling_lacks(device) if wanted else ""
     is_compiled = wanted and not lacking

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from torch import nn
 
 from qfleet.algos.base import (
     ActingAlgorithm,
@@ -29,7 +30,7 @@ from qfleet.envs.source import EnvFactory
 from qfleet.envs.vector import EnvBatch
 from qfleet.errors import ConfigError
 from qfleet.networks.flat import FlatNetwork
-from qfleet.networks.path import choose_path
+from qfleet.networks.path import ComputePath, choose_path
 from qfleet.networks.torso import NetworkConfig
 from qfleet.replay.buffer import Replay
 from qfleet.replay.layout import is_frame_stack, looks_like_frames
@@ -119,12 +120,30 @@ class Blueprint:
         """Vector steps of one `collect` call: as the strategy says, but a rollout is made whole."""
         return self.algo.rollout_steps if isinstance(self.algo, RolloutConfig) else collect_steps
 
-    def build_network(self, *, trainable: bool = True) -> FlatNetwork:
-        """A network with the run's first weights: the same ones in every role."""
+    def build_module(self) -> nn.Module:
+        """The network's layers with the run's first weights: the same ones in every role."""
         # torch's initialisers know only the global generator, so it is borrowed and given back.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive_seed(self.seed, "network"))
-            module = self.build_algorithm().build_network(self.network, self.spec)
+            return self.build_algorithm().build_network(self.network, self.spec)
+
+    def compute_path(self) -> ComputePath:
+        """How networks are computed on this machine."""
+        return choose_path(self.network, self.build_module(), self.device)
+
+    def compile_update(self) -> None:
+        """Have torch.compile do its work now, for the networks and the batch size of this run."""
+        if isinstance(self.algo, EpochsConfig | ReplayAlgorithmConfig):
+            obs = torch.zeros(self.batch_size, *self.spec.obs_shape, dtype=getattr(torch, self.spec.obs_dtype))
+            network, obs = self.build_network(), obs.to(self.device)
+            network.backpropagate(obs, lambda output: (torch.zeros_like(output), None))
+            if self.algo.has_target:
+                network.infer(obs)
+                copy_network(network).infer(obs)
+
+    def build_network(self, *, trainable: bool = True) -> FlatNetwork:
+        """A network with the run's first weights: the same ones in every role."""
+        module = self.build_module()
         path = choose_path(self.network, module, self.device)
         network = FlatNetwork(module, self.device, trainable=trainable, path=path)
         if self.initial is not None:
