@@ -118,7 +118,8 @@ MEANINGS = {
     "replay.store_frames_once": "Stacks of frames (uint8 [K, H, W]) share their frames, at about 1/(2 K) of the "
     "memory; true refuses other observations, false stores each in full.",
     "replay.directory": "A folder with room for the replay's observations, which then lie in a file there instead of "
-    "memory; the file has no name and goes with the process. The operating system keeps in memory what is in use.",
+    'memory; "run" is one in the run directory. The file has no name and goes with the process; the operating system '
+    "keeps in memory what is in use.",
     "replay.compression": '"lz4" keeps frames that are stored once compressed (`pip install qfleet[compression]`).',
     "replay.sampler": "Every transition alike, or by TD error (proportional prioritized replay).",
     "replay.samples_per_insert": "Transitions trained on per transition inserted, once `min_transitions` are in.",

@@ -60,6 +60,9 @@ from qfleet.strategies.base import Counters, Event
 from qfleet.types import EnvSpec
 
 
+IN_RUN_DIR = "run"  # replay.directory: a folder in the run directory
+
+
 @dataclass(frozen=True, slots=True)
 class Finished(Event):
     """The run is over; `summary` is what `--json` prints."""
@@ -297,6 +300,9 @@ class Experiment:
 
     def _blueprint(self, spec: EnvSpec, device: str) -> Blueprint:
         blueprint = dataclasses.replace(make_blueprint(self.config, spec, device), env_factory=self._factory)
+        if blueprint.replay.directory == IN_RUN_DIR:
+            here = {"directory": str(self.run_dir / "replay")}
+            blueprint = dataclasses.replace(blueprint, replay=blueprint.replay.model_copy(update=here))
         if self._manifest is not None:
             mine = {"obs_shape": list(spec.obs_shape), "obs_dtype": spec.obs_dtype, "num_actions": spec.num_actions}
             theirs = {key: self._manifest.spec[key] for key in mine}
