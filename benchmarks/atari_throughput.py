@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-import tempfile
 from pathlib import Path
 
 from harness import (
@@ -22,7 +21,6 @@ from harness import (
     System,
     markdown_page,
     markdown_table,
-    qfleet_command,
     ratio,
     record_beside,
     run_systems,
@@ -41,35 +39,33 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2, help="threads of each system")
-    parser.add_argument("--env-steps", type=int, default=12_000, help="of ours, warm-up included")
+    parser.add_argument("--updates", type=int, default=200, help="measured, of ours; 32 env steps each")
     parser.add_argument("--peer-env-steps", type=int, default=2_000, help="measured, of the peers")
-    parser.add_argument("--own", nargs="*", default=["qfleet"], help="name, or 'name: more arguments' of qfleet train")
+    parser.add_argument(
+        "--own", nargs="*", default=["qfleet"], help="name, or 'name: more arguments' of marginal_rate.py"
+    )
     parser.add_argument("--only", choices=["ours", "peers"], help="run one side alone")
-    parser.add_argument("--qfleet", help="command in place of the installed qfleet, e.g. 'python -m qfleet'")
     parser.add_argument("--python", default=sys.executable, help="interpreter that has the peers installed")
     parser.add_argument("--timeout-s", type=float, default=600.0, help="per run")
     parser.add_argument("--out", type=Path, help="Markdown file; the raw runs go beside it as .jsonl")
     return parser.parse_args()
 
 
-def own_systems(args: argparse.Namespace, runs_folder: Path) -> list[System]:
+def own_systems(args: argparse.Namespace) -> list[System]:
     seeds = tuple(range(args.repeats))
     systems = []
     for variant in args.own:
         name, _, more = variant.partition(":")
 
-        def command(seed: int, name: str = name, more: str = more) -> list[str]:
-            recipe = ["train", "ALE/Pong-v5", "--recipe", str(HERE / "recipes" / "pong_throughput.toml")]
-            budget = [
-                "--max-env-steps",
-                str(args.env_steps),
-                "--seed",
-                str(seed),
+        def command(seed: int, more: str = more) -> list[str]:
+            script = [sys.executable, str(HERE / "marginal_rate.py"), "ALE/Pong-v5"]
+            recipe = [
+                "--recipe",
+                str(HERE / "recipes" / "pong_throughput.toml"),
                 "--set",
                 f"num_threads={args.threads}",
             ]
-            run_dir = ["--json", "--quiet", "--run-dir", str(runs_folder / f"{name.replace(' ', '-')}-{seed}")]
-            return [*qfleet_command(args.qfleet), *recipe, *budget, *run_dir, *shlex.split(more)]
+            return [*script, *recipe, "--seed", str(seed), "--updates", str(args.updates), *shlex.split(more)]
 
         systems.append(System(name, command, args.threads, seeds))
     return systems
@@ -127,10 +123,9 @@ def rows(names: list[str], record: Record) -> list[list[str]]:
 def main() -> None:
     args = parse_arguments()
     record = record_beside(args.out, "atari_throughput.jsonl")
-    with tempfile.TemporaryDirectory(prefix="qfleet-benchmark-") as runs_folder:
-        systems = own_systems(args, Path(runs_folder)) if args.only != "peers" else []
-        systems += peer_systems(args) if args.only != "ours" else []
-        run_systems(systems, record, describe, args.timeout_s)
+    systems = own_systems(args) if args.only != "peers" else []
+    systems += peer_systems(args) if args.only != "ours" else []
+    run_systems(systems, record, describe, args.timeout_s)
     headers = ["system", "runs", "env steps/s", "times Stable-Baselines3", "times CleanRL"]
     table = markdown_table(headers, rows([system.name for system in systems], record))
     paths = {f"{run.system}: {run.result['compute_path']}." for run in record.runs if "compute_path" in run.result}
