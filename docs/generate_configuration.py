@@ -83,15 +83,19 @@ MEANINGS = {
     "algo.exploration.decay_env_steps": "Env steps over which epsilon falls linearly.",
     "algo.exploration.base": "Environment i of N keeps base^(1 + alpha i / (N - 1)), for per_env.",
     "algo.exploration.alpha": "See `base`.",
-    "network.kind": 'The torso: "auto" (cnn for images of at least 36 x 36, else mlp), "mlp", "cnn", or '
-    '"package.module:Class" for your own.',
+    "network.kind": 'The torso: "auto" (minatar_cnn for 10 x 10 x C, cnn for images of at least 36 x 36, else mlp), '
+    '"mlp", "cnn" (Nature), "impala_cnn", "minatar_cnn", or "package.module:Class" for your own.',
+    "network.hidden": "Width of each dense layer: all of an mlp's, or those behind a cnn's convolutions; not set, the "
+    "published ones: 128, 128; 512 (cnn), 256 (impala_cnn), 128 (minatar_cnn).",
+    "network.width": "Factor on the numbers of channels of a cnn's convolutions.",
+    "network.spectral_norm": "Layers whose weight is divided by its largest singular value, counted from the output: "
+    "-2 is the torso's last one (Gogianu et al. 2021).",
     "network.precision": 'The torso\'s arithmetic in a network with convolutions; "auto" is bfloat16 where the '
     "processor multiplies in it. Parameters, gradients, optimizer and head are float32.",
     "network.compile": 'Whether updates go through torch.compile, which takes a while once; "auto" does on a GPU and '
     "beside AMX.",
-    "network.hidden": "Width of each hidden layer of the mlp.",
     "network.activation": "Between layers.",
-    "network.layer_norm": "LayerNorm after each dense hidden layer.",
+    "network.layer_norm": "LayerNorm behind every layer; behind a convolution over channels and pixels.",
     "network.normalize_observations": "Subtract the running mean, divide by the running deviation, clip to +-10.",
     "strategy.name": "Which strategy: a module in `qfleet/strategies/`.",
     "strategy.collect_steps": "Vector steps between two looks at how many updates are due.",
@@ -252,6 +256,9 @@ def sections() -> Iterator[tuple[str, str, type[BaseModel]]]:
         elif is_section(info.annotation):
             assert isinstance(info.annotation, type)
             yield f"[{name}]", name, info.annotation
+            for inner, inner_info in info.annotation.model_fields.items():
+                if is_section(inner_info.annotation):
+                    yield f"[{name}.{inner}]", f"{name}.{inner}", inner_info.annotation
 
 
 def page() -> str:

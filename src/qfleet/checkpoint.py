@@ -28,7 +28,7 @@ class Manifest:
 
     Attributes:
         tag: its name; tags of a run sort by age.
-        counters: num_env_steps, num_inserted, num_updates, num_samples.
+        counters: num_env_steps, num_inserted, num_updates, num_samples; and frames_per_step.
         session, strategy, engine: the small states of these three.
         roles: each role's files.
         spec: the environment's facts; a run goes on only with the same observations and actions.

@@ -360,7 +360,7 @@ class Experiment:
 def choose_recipe(
     env_id: str, name: str | None, overrides: list[tuple[str, object]], env: EnvFactory | None = None
 ) -> Recipe:
-    """The recipe named, else the environment's own, else the default for its observations (vector or image).
+    """The recipe named, else the environment's own or its family's, else the default for its observations.
 
     Args:
         env_id: the environment.
@@ -369,8 +369,9 @@ def choose_recipe(
         env: a callable that makes the environment.
     """
     if name is not None:
-        return find_recipe(name)
-    own = recipe_for_env(env_id) if env is None else None
+        return find_recipe(name, env_id)
+    algo = next((str(value) for key, value in reversed(overrides) if key in ("algo", "algo.name")), None)
+    own = recipe_for_env(env_id, algo) if env is None else None
     if own is not None:
         return own
     of_env = [(key, value) for key, value in overrides if key.startswith("env.")]

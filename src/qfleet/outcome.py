@@ -30,6 +30,7 @@ def summarize(session: Session, num_threads: int) -> dict[str, object]:
         "seed": config.seed,
         "stop_reason": session.stop_reason,
         "num_env_steps": counters.num_env_steps,
+        "num_frames": counters.num_frames,
         "num_updates": counters.num_updates,
         "num_episodes": tracker.num_episodes,
         "train_seconds": tracker.train_seconds,

@@ -75,6 +75,28 @@ PLUGIN_SECTIONS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Environments that share recipes, called `<name>-<what it is>`.
+
+    Attributes:
+        name: what the recipes' names begin with.
+        starts, ends: how the environments' ids start, or end.
+        default: the recipe that is taken where none is named.
+    """
+
+    name: str
+    starts: tuple[str, ...]
+    ends: tuple[str, ...]
+    default: str
+
+
+FAMILIES = (
+    Family("atari", ("ALE/",), ("NoFrameskip-v0", "NoFrameskip-v4"), "atari-pqn"),
+    Family("minatar", ("MinAtar/",), (), "minatar-dqn"),
+)
+
+
 class RunConfig(Section):
     """All of a run. `device` is cpu, cuda or auto; `num_threads` is torch's per process, "auto" by kind of network."""
 
@@ -143,6 +165,18 @@ class Recipe:
         value = env.get("id") if isinstance(env, dict) else None
         return str(value) if value is not None else None
 
+    @property
+    def algo(self) -> str:
+        """The algorithm that it sets."""
+        table = self.values.get("algo", {})
+        return str(table.get("name", PLUGIN_SECTIONS["algo"][1]) if isinstance(table, dict) else table)
+
+    @property
+    def fits(self) -> str:
+        """The environments that it is made for, in words: an id, a family's, or any."""
+        patterns = [f"{family.starts[0]}*" for family in FAMILIES if self.name.startswith(f"{family.name}-")]
+        return self.env_id or (patterns[0] if patterns else "any environment")
+
 
 def list_plugins(section: str) -> list[str]:
     """Names that [algo], [strategy] or [engine] may take: the modules in that folder."""
@@ -169,13 +203,19 @@ def list_recipes() -> list[Recipe]:
     return [_parse_recipe(path.name.removesuffix(".toml"), path.read_text("utf-8")) for path in paths]
 
 
-def find_recipe(name: str) -> Recipe:
+def find_recipe(name: str, env_id: str | None = None) -> Recipe:
     """A recipe by name, or by the path of a TOML file.
+
+    Args:
+        env_id: the environment; for one of a family `rainbow` is that family's, `atari-rainbow`, where it has one.
 
     Raises:
         UsageError: no such recipe, no such file, or not TOML.
     """
     recipes = {recipe.name: recipe for recipe in list_recipes()}
+    family = family_of(env_id or "")
+    if family is not None and f"{family.name}-{name}" in recipes:
+        return recipes[f"{family.name}-{name}"]
     if name in recipes:
         return recipes[name]
     path = Path(name)
@@ -187,9 +227,23 @@ def find_recipe(name: str) -> Recipe:
         raise UsageError(f"recipe {name}: {error.strerror or error}") from None
 
 
-def recipe_for_env(env_id: str) -> Recipe | None:
-    """The recipe made for this environment, if there is one."""
-    return next((recipe for recipe in list_recipes() if recipe.env_id == env_id), None)
+def recipe_for_env(env_id: str, algo: str | None = None) -> Recipe | None:
+    """The recipe made for this environment, else its family's: the one with `algo`, else the default one."""
+    recipes = list_recipes()
+    own = next((recipe for recipe in recipes if recipe.env_id == env_id), None)
+    family = family_of(env_id)
+    if own is not None or family is None:
+        return own
+    of_family = [recipe for recipe in recipes if recipe.name.startswith(f"{family.name}-")]
+    named = [recipe for recipe in of_family if recipe.name == f"{family.name}-{algo}"]
+    like = [recipe for recipe in of_family if recipe.algo == algo]
+    return (named or like or [recipe for recipe in of_family if recipe.name == family.default])[0]
+
+
+def family_of(env_id: str) -> Family | None:
+    """The family of an environment, None if it has none; a module that registers it may stand before it."""
+    name = env_id.rpartition(":")[2]
+    return next((family for family in FAMILIES if name.startswith(family.starts) or name.endswith(family.ends)), None)
 
 
 def build_config(values: dict[str, object], overrides: list[tuple[str, object]]) -> RunConfig:

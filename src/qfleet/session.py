@@ -90,6 +90,7 @@ class Session:
         self.run_dir = run_dir
         self.store = CheckpointStore(run_dir / "checkpoints", config.checkpoint.keep)
         self.control = Control(checkpoint_folder=str(self.store.folder.absolute()))
+        self.control.counters.frames_per_step = blueprint.spec.frames_per_step
         self.tracker = make_tracker(self.control.counters, config.pace.min_transitions, engine)
         self.schedule = Schedule(
             config.evaluation.every_env_steps, config.checkpoint.every_env_steps, config.logging.every_env_steps

@@ -132,6 +132,7 @@ class Tracker:
         env_steps_per_second, updates_per_second = self.rates()
         counters = self.counters
         return {
+            "num_frames": counters.num_frames,
             "num_updates": counters.num_updates,
             "num_samples": counters.num_samples,
             "num_inserted": counters.num_inserted,

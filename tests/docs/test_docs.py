@@ -226,7 +226,8 @@ def check_training(params: dict[str, Any]) -> None:
         overrides["stop.until_return"] = parse_override(f"value={params['until_return']}")[1]
     overrides |= {key: params[key] for key in ("algo", "strategy", "engine") if params[key] is not None}
     named = params["recipe"]
-    recipe = find_recipe(named) if named and not named.endswith(".toml") else recipe_for_env(params["env"] or "")
+    env = params["env"] or ""
+    recipe = find_recipe(named, env) if named and not named.endswith(".toml") else recipe_for_env(env, params["algo"])
     build_config((recipe or find_recipe("vector")).values, list(overrides.items()))
 
 

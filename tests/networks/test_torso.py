@@ -11,23 +11,28 @@ import torch
 from torch import nn
 
 from qfleet.errors import ConfigError, UsageError
-from qfleet.networks.torso import MLP, NatureCNN, NetworkConfig, Torso, build_body
+from qfleet.networks.torso import MLP, NetworkConfig, Torso, build_body
 
 CASES = [
-    ((4,), "float32", MLP, 128),
-    ((3, 5), "float32", MLP, 128),
-    ((2, 3, 4), "uint8", MLP, 128),
-    ((4, 84, 84), "uint8", NatureCNN, 512),  # frame stack
-    ((84, 84, 3), "uint8", NatureCNN, 512),  # colours last
-    ((84, 84), "uint8", NatureCNN, 512),
-    ((3, 36, 40), "float32", NatureCNN, 512),
+    ((4,), "float32", "mlp", 128),
+    ((3, 5), "float32", "mlp", 128),
+    ((2, 3, 4), "uint8", "mlp", 128),
+    ((4, 84, 84), "uint8", "cnn", 512),  # frame stack
+    ((84, 84, 3), "uint8", "cnn", 512),  # colours last
+    ((84, 84), "uint8", "cnn", 512),
+    ((3, 36, 40), "float32", "cnn", 512),
+    ((10, 10, 4), "bool", "minatar_cnn", 128),
+    ((10, 10, 10), "bool", "minatar_cnn", 128),
 ]
+FIRST_CONVOLUTION = {"mlp": [], "cnn": [32], "minatar_cnn": [16]}
 
 
-@pytest.mark.parametrize(("obs_shape", "obs_dtype", "body", "num_features"), CASES)
-def test_auto_chooses_by_shape(obs_shape: tuple[int, ...], obs_dtype: str, body: type, num_features: int) -> None:
+@pytest.mark.parametrize(("obs_shape", "obs_dtype", "kind", "num_features"), CASES)
+def test_auto_chooses_by_shape(obs_shape: tuple[int, ...], obs_dtype: str, kind: str, num_features: int) -> None:
     torso = Torso(NetworkConfig(), obs_shape, obs_dtype)
-    assert isinstance(torso.body, body)
+    assert isinstance(torso.body, MLP) == (kind == "mlp")
+    filters = [layer.out_channels for layer in torso.body.modules() if isinstance(layer, nn.Conv2d)]
+    assert filters[:1] == FIRST_CONVOLUTION[kind]
     assert torso.num_features == num_features
     obs = torch.zeros(3, *obs_shape, dtype=getattr(torch, obs_dtype))
     assert torso(obs).shape == (3, num_features)
@@ -63,7 +68,7 @@ def test_sizes_activation_and_layer_norm_are_fields() -> None:
     assert Torso(config, (3,), "float32").num_features == 5
     assert nn.LayerNorm not in {type(layer) for layer in build_body(NetworkConfig(), (3,))}
     cnn = build_body(NetworkConfig(layer_norm=True, activation="silu"), (1, 36, 36))
-    assert {nn.LayerNorm, nn.SiLU} <= {type(layer) for layer in cnn}
+    assert {nn.LayerNorm, nn.GroupNorm, nn.SiLU} <= {type(layer) for layer in cnn}
 
 
 def test_normalisation_is_learned_by_observe_on_scaled_pixels() -> None:

@@ -16,7 +16,6 @@ from qfleet.algos.base import Batch, LearnsFrom, LossOutput, ReplayAlgorithmConf
 from qfleet.config import PositiveFloat, PositiveInt
 from qfleet.networks.flat import FlatNetwork
 from qfleet.networks.heads import DistributionHead, DuelingDistributionHead, QNetwork
-from qfleet.networks.optimizer import OptimizerConfig
 from qfleet.networks.torso import NetworkConfig, Torso
 from qfleet.ops import categorical
 from qfleet.ops.distributions import best_action, bootstrapped_rows, scatter_action_rows, select_action_rows
@@ -31,7 +30,6 @@ class Config(ReplayAlgorithmConfig):
 
     name: str = "c51"
     learning_rate: PositiveFloat = 2.5e-4
-    optimizer: OptimizerConfig = OptimizerConfig(epsilon=0.01 / 32)
     batch_size: PositiveInt = 32
     target_period_updates: PositiveInt = 2_500
     num_atoms: Annotated[int, Field(ge=2)] = 51

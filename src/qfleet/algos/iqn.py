@@ -15,7 +15,6 @@ from qfleet.config import NonNegativeFloat, PositiveFloat, PositiveInt
 from qfleet.networks.flat import FlatNetwork
 from qfleet.networks.heads import QNetwork
 from qfleet.networks.implicit import ImplicitQuantileHead
-from qfleet.networks.optimizer import OptimizerConfig
 from qfleet.networks.torso import NetworkConfig, Torso
 from qfleet.ops.distributions import best_action, bootstrapped_rows, select_action_rows
 from qfleet.ops.munchausen import munchausen_bonus, soft_rows
@@ -31,7 +30,6 @@ class Config(MunchausenConfig):
 
     name: str = "iqn"
     learning_rate: PositiveFloat = 5e-5
-    optimizer: OptimizerConfig = OptimizerConfig(epsilon=0.01 / 32)
     batch_size: PositiveInt = 32
     target_period_updates: PositiveInt = 2_500
     double: bool = False

@@ -13,7 +13,6 @@ from qfleet.algos.base import Batch, LearnsFrom, LossOutput, ReplayAlgorithmConf
 from qfleet.config import NonNegativeFloat, PositiveFloat, PositiveInt
 from qfleet.networks.flat import FlatNetwork
 from qfleet.networks.heads import DistributionHead, DuelingDistributionHead, QNetwork
-from qfleet.networks.optimizer import OptimizerConfig
 from qfleet.networks.torso import NetworkConfig, Torso
 from qfleet.ops.distributions import best_action, bootstrapped_rows, scatter_action_rows, select_action_rows
 from qfleet.ops.quantiles import midpoints, quantile_huber
@@ -28,7 +27,6 @@ class Config(ReplayAlgorithmConfig):
 
     name: str = "qr_dqn"
     learning_rate: PositiveFloat = 5e-5
-    optimizer: OptimizerConfig = OptimizerConfig(epsilon=0.01 / 32)
     batch_size: PositiveInt = 32
     target_period_updates: PositiveInt = 2_500
     num_quantiles: PositiveInt = 200

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ EXAMPLES = examples(
     "qfleet evaluate runs/acrobot",
     "qfleet evaluate runs/acrobot --episodes 1000 --seed 7",
     "qfleet evaluate runs/acrobot --json",
+    "qfleet evaluate runs/pong --video pong.mp4",
 )
 
 
@@ -30,6 +32,9 @@ def evaluate(
     seed: Annotated[
         int | None, typer.Option(metavar="S", min=0, help="Seed of the episodes; never those seen in training.")
     ] = None,
+    video: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also record one episode, as .mp4 or .gif.")
+    ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
@@ -42,6 +47,10 @@ def evaluate(
     from qfleet.seeding import derive_seed
 
     refuse_others(run_dir)
+    if video is not None:
+        from qfleet.evaluation.video import check_video
+
+        check_video(video)
     config, spec, snapshot, facts = read_policy(run_dir / "best")
     out = Output(as_json, quiet)
     num_episodes = episodes or config.evaluation.final_episodes
@@ -68,6 +77,18 @@ def evaluate(
         "seed": config.seed if seed is None else seed,
         "mean_length": sum(receipt.episode_lengths) / len(receipt.episode_lengths),
     }
+    if video is not None:
+        from qfleet.evaluation.video import record_episode
+        from qfleet.policy import Policy
+
+        limit = spec.max_episode_steps or config.evaluation.max_episode_steps
+        policy = Policy(make_blueprint(config, spec), snapshot)
+        film = record_episode(policy, config.env, video, derive_seed(episode_seed, "video"), limit)
+        result["video"] = {**dataclasses.asdict(film), "path": str(video)}
+        out.say(
+            f"{video}: {film.num_frames:,} frames at {film.fps:g} a second, return {film.episode_return:.1f}"
+            + ("" if film.is_complete else f", left off after {film.episode_length:,} env steps")
+        )
     line = (
         f"return {score['mean_return']:.2f} +/- {score['std_return']:.2f} "
         f"(min {score['min_return']:.1f}, max {score['max_return']:.1f}) over {num_episodes} episodes"

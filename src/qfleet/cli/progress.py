@@ -35,6 +35,7 @@ class Status:
     """What a run has done so far, as shown; None where there is nothing to show yet."""
 
     num_env_steps: int
+    num_frames: int
     max_env_steps: int | None
     num_updates: int
     mean_return: float | None
@@ -70,9 +71,10 @@ class Status:
         )
 
     def steps(self) -> str:
-        """Env steps, of how many."""
+        """Env steps, of how many; and frames, where those are more."""
         limit = "" if self.max_env_steps is None else f" of {self.max_env_steps:,}"
-        return f"{self.num_env_steps:,}{limit} env steps"
+        frames = f" ({self.num_frames:,} frames)" if self.num_frames != self.num_env_steps else ""
+        return f"{self.num_env_steps:,}{limit} env steps{frames}"
 
     def times(self) -> str:
         """Where the roles' time goes."""
@@ -210,6 +212,7 @@ class Progress:
         asked = [float(limit) for _, limit in limits if limit is not None]
         return Status(
             num_env_steps=counters.num_env_steps,
+            num_frames=counters.num_frames,
             max_env_steps=stop.max_env_steps,
             num_updates=counters.num_updates,
             mean_return=tracker.mean_return(),

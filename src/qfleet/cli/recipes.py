@@ -40,11 +40,12 @@ def list_all(
     if not as_json and not quiet:
         width = max(len(recipe.name) for recipe in found)
         for recipe in found:
-            print(
-                f"{recipe.name:<{width}}  {recipe.env_id or 'any environment':<16} {axes(recipe)}\n"
-                f"{'':<{width}}  {recipe.summary}"
-            )
-        print("\nqfleet train ENV takes the recipe of its environment, else vector or image by its observations.")
+            print(f"{recipe.name:<{width}}  {recipe.fits:<16} {axes(recipe)}\n{'':<{width}}  {recipe.summary}")
+        print(
+            "\nqfleet train ENV takes the recipe of its environment, else that of its family (ALE/*: atari-pqn, "
+            "MinAtar/*: minatar-dqn;\n--recipe rainbow or --algo iqn takes another of the family's), else vector or "
+            "image by its observations."
+        )
     names = "\n".join(recipe.name for recipe in found)
     out.result({"recipes": [describe(recipe) for recipe in found]}, names if quiet else None)
     return 0

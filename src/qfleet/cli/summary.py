@@ -37,6 +37,8 @@ def run_table(summary: Summary) -> Table:
     table.add_row("training seconds", f"{summary['train_seconds']:.2f}")
     table.add_row("total seconds (validation included)", f"{summary['total_seconds']:.2f}")
     table.add_row("env steps", f"{summary['num_env_steps']:,}")
+    if summary["num_frames"] != summary["num_env_steps"]:
+        table.add_row("frames", f"{summary['num_frames']:,}")
     table.add_row("updates", f"{summary['num_updates']:,}")
     table.add_row("env steps/s", f"{summary['env_steps_per_second']:,.0f}")
     table.add_row("updates/s", f"{summary['updates_per_second']:,.0f}")

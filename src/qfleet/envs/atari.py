@@ -21,7 +21,8 @@ from qfleet.types import Array
 SingleEnv = gym.Env[Any, Any]
 
 ENTRY_POINT = "ale_py.env:AtariEnv"
-MAX_FRAMES = 108_000  # half an hour of play at 60 frames per second, as all published scores have it
+FRAMES_PER_SECOND = 60
+MAX_FRAMES = 108_000  # half an hour of play, as all published scores have it
 # Arguments of the game's constructor that the preprocessing sets, and the field that stands for each.
 _FIELD_OF = {
     "frameskip": "frame_skip",
@@ -79,7 +80,9 @@ def make_single(
     if config.fire_reset and "FIRE" in env.unwrapped.get_action_meanings():  # type: ignore[attr-defined]
         env = FireReset(env)
     env = AtariPreprocessing(env, noop_max=config.noop_max, frame_skip=config.frame_skip, screen_size=config.size)
-    return TimeLimit(FrameStackObservation(env, config.stack, padding_type="zero"), limit or max_steps(config))
+    env = TimeLimit(FrameStackObservation(env, config.stack, padding_type="zero"), limit or max_steps(config))
+    env.metadata = {**env.metadata, "render_fps": FRAMES_PER_SECOND}
+    return env
 
 
 def vector_arguments(config: AtariConfig, limit: int | None, num_envs: int) -> dict[str, object]:
@@ -118,13 +121,16 @@ class AtariVector(gym.vector.VectorWrapper[Any, Any, Any, Any, Any]):
 
     gives_fresh_arrays = True
 
-    def reset(
-        self, *, seed: int | Array | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Array, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
         """As ale-py's; environment i is seeded with seed + i."""
-        folded = seed % (_MAX_SEED - self.num_envs) if isinstance(seed, int) else seed
+        folded = None if seed is None else seed % (_MAX_SEED - self.num_envs)
         obs, info = self.env.reset(seed=folded, options=options)
         return obs, info
+
+    def close(self, **kwargs: Any) -> None:
+        """Ends its threads."""
+        self.env.close(**kwargs)
+        vars(self.env.unwrapped).pop("ale", None)
 
 
 class FireReset(gym.Wrapper[Any, Any, Any, Any]):

@@ -184,14 +184,8 @@ def _spec_of(env: AnyVectorEnv, source: EnvSource) -> EnvSpec:
     obs_space, action_space = env.single_observation_space, env.single_action_space
     assert isinstance(action_space, gym.spaces.Discrete)
     num_actions = int(action_space.n)
-    try:
-        _, info = env.reset(seed=0)
-    except Exception as error:
-        # The user's reset may raise anything; the traceback stays behind the line as its cause.
-        raise EnvError(
-            f"environment {source.label}: its first reset failed: {type(error).__name__}: {first_line(error)} "
-            f"(an observation must fit {one_line(obs_space)})"
-        ) from error
+    # A seeded reset of an Atari game reads its cartridge anew, some 0.1 s for each copy; its infos are known.
+    info: dict[str, Any] = {} if isinstance(env, atari.AtariVector) else _first_info(env, source)
     has_action_mask = "action_mask" in info
     if has_action_mask:
         read_masks(info, env.num_envs, num_actions, source.label)
@@ -207,3 +201,20 @@ def _spec_of(env: AnyVectorEnv, source: EnvSource) -> EnvSpec:
         is_native=not isinstance(env, (gym.vector.SyncVectorEnv, gym.vector.AsyncVectorEnv)),
         frames_per_step=source.frames_per_step,
     )
+
+
+def _first_info(env: AnyVectorEnv, source: EnvSource) -> dict[str, Any]:
+    """What a first reset tells beside observations.
+
+    Raises:
+        EnvError: it failed.
+    """
+    try:
+        _, info = env.reset(seed=0)
+    except Exception as error:
+        # The user's reset may raise anything; the traceback stays behind the line as its cause.
+        raise EnvError(
+            f"environment {source.label}: its first reset failed: {type(error).__name__}: {first_line(error)} "
+            f"(an observation must fit {one_line(env.single_observation_space)})"
+        ) from error
+    return dict(info)

@@ -27,6 +27,10 @@ class SeededGame(gym.Wrapper[Any, Any, Any, Any]):
     Pictures are uint8 and large enough to look at.
     """
 
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self.metadata = {**env.metadata, "render_fps": 10}
+
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
         """As the game's."""
         if seed is not None:

@@ -1,4 +1,4 @@
-"""What happens to an observation before the torso: uint8 to unit range, running normalisation."""
+"""What happens to an observation before the torso: uint8 and bool to unit range, running normalisation."""
 
 from __future__ import annotations
 
@@ -51,3 +51,11 @@ class UnitRange(nn.Module):
     def forward(self, obs: Tensor) -> Tensor:
         """uint8 [B, *O] -> float32 [B, *O]."""
         return obs.to(torch.float32) * (1.0 / 255.0)
+
+
+class ToFloat(nn.Module):
+    """bool to float32, 0 or 1."""
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """bool [B, *O] -> float32 [B, *O]."""
+        return obs.to(torch.float32)

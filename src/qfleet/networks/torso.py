@@ -15,29 +15,47 @@ from torch import Tensor, nn
 
 from qfleet.config import PositiveInt, Section
 from qfleet.errors import UsageError
-from qfleet.networks.observations import ObservationNorm, UnitRange
+from qfleet.networks.convolutions import (
+    ConvStyle,
+    ToChannelsFirst,
+    image_channels,
+    impala_layers,
+    minatar_layers,
+    nature_layers,
+)
+from qfleet.networks.observations import ObservationNorm, ToFloat, UnitRange
+from qfleet.networks.spectral import normalise_layers, spectral_layers
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "silu": nn.SiLU, "gelu": nn.GELU}
+# Convolutions of each kind, and the width of the published dense layer behind them.
+IMAGE_KINDS = {"cnn": (nature_layers, 512), "impala_cnn": (impala_layers, 256), "minatar_cnn": (minatar_layers, 128)}
+SMALLEST = {"cnn": 36, "impala_cnn": 8, "minatar_cnn": 3}
+MINATAR_BOARD = (10, 10)
 
 
 class NetworkConfig(Section):
     """The torso.
 
     `hidden` are the widths of the dense layers: all of an mlp's (None: 128, 128), those after a cnn's convolutions
-    (None: 512). A torso of your own is called with
-    the shape alone: of the other fields only `normalize_observations` matters to it.
+    (None: the published one, 512, 256 or 128). `width` is a factor on a cnn's numbers of channels. `layer_norm` stands
+    behind every layer, convolutions too. `spectral_norm` names layers whose weights are divided by their spectral norm,
+    counted from the output as Gogianu et al. (2021) do: -2 is the torso's last one. A torso of your own is called with
+    the shape alone: of the other fields only `normalize_observations` and `spectral_norm` matter to it.
 
     `precision` and `compile` say how a network with convolutions is computed; "auto" is by what the machine can do
     (networks/path.py). float32 without a compiler is the reference.
 
-    `kind`: "auto" (cnn for images of at least 36 x 36, else mlp), "mlp", "cnn" (Mnih et al. 2015), or
-    "package.module:Class", called as Class(obs_shape) and mapping float32 [B, *O] to features [B, F].
+    `kind`: "auto" (minatar_cnn for 10 x 10 x C, cnn for images of at least 36 x 36, else mlp), "mlp", "cnn" (Mnih et
+    al. 2015), "impala_cnn" (Espeholt et al. 2018), "minatar_cnn" (Young and Tian 2019), or "package.module:Class",
+    called as Class(obs_shape) and mapping float32 [B, *O] to features [B, F].
     """
 
-    kind: str = Field(default="auto", pattern=r"^(auto|mlp|cnn|[\w.]+:\w+)$")
+    kind: str = Field(default="auto", pattern=r"^(auto|mlp|cnn|impala_cnn|minatar_cnn|[\w.]+:\w+)$")
     hidden: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = None
+    width: PositiveInt = 1
     activation: Literal["relu", "tanh", "silu", "gelu"] = "relu"
     layer_norm: bool = False
+    spectral_norm: tuple[Annotated[int, Field(le=-2)], ...] = ()
     normalize_observations: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: Literal["auto", "never", "always"] = "auto"
@@ -69,38 +87,15 @@ class MLP(nn.Sequential):
         super().__init__(*layers, *dense_layers(size, config.hidden or (128, 128), config))
 
 
-class NatureCNN(nn.Sequential):
-    """The convolutions of Mnih et al. (2015) and dense layers, one of 512 there.
-
-    Observations are [C, H, W] (frame stacks) or [H, W, C]; whichever axis is smaller is taken as C.
-    """
-
-    def __init__(self, obs_shape: tuple[int, ...], config: NetworkConfig) -> None:
-        if len(obs_shape) == 2:
-            obs_shape = (1, *obs_shape)
-        channels_first = obs_shape[0] <= obs_shape[2]
-        channels = obs_shape[0] if channels_first else obs_shape[2]
-        convolutions: list[nn.Module] = [ToChannelsFirst(channels_first)]
-        for in_channels, out_channels, kernel, stride in ((channels, 32, 8, 4), (32, 64, 4, 2), (64, 64, 3, 1)):
-            convolutions += [nn.Conv2d(in_channels, out_channels, kernel, stride), ACTIVATIONS[config.activation]()]
-        convolutions.append(nn.Flatten())
-        with torch.no_grad():
-            flat_size = nn.Sequential(*convolutions)(torch.zeros(1, *obs_shape)).shape[1]
-        super().__init__(*convolutions, *dense_layers(flat_size, config.hidden or (512,), config))
-
-
-class ToChannelsFirst(nn.Module):
-    """[B, H, W, C] or [B, H, W] to [B, C, H, W]; a frame stack passes as it is."""
-
-    def __init__(self, channels_first: bool) -> None:
-        super().__init__()
-        self.channels_first = channels_first
-
-    def forward(self, obs: Tensor) -> Tensor:
-        """float [B, *O] -> float [B, C, H, W]."""
-        if obs.dim() == 3:
-            obs = obs.unsqueeze(1)
-        return obs if self.channels_first else obs.permute(0, 3, 1, 2)
+def image_body(obs_shape: tuple[int, ...], config: NetworkConfig, kind: str) -> nn.Sequential:
+    """The convolutions of `kind` and dense layers. Observations are [C, H, W] (frame stacks), [H, W, C] or [H, W]."""
+    make_layers, width = IMAGE_KINDS[kind]
+    channels_first, channels = image_channels(obs_shape)
+    style = ConvStyle(ACTIVATIONS[config.activation], config.layer_norm, config.width)
+    layers = [ToChannelsFirst(channels_first), *make_layers(channels, style), nn.Flatten()]
+    with torch.no_grad():
+        flat_size = nn.Sequential(*layers)(torch.zeros(1, *obs_shape)).shape[1]
+    return nn.Sequential(*layers, *dense_layers(flat_size, config.hidden or (width,), config))
 
 
 class Torso(nn.Module):
@@ -113,15 +108,20 @@ class Torso(nn.Module):
 
     def __init__(self, config: NetworkConfig, obs_shape: tuple[int, ...], obs_dtype: str) -> None:
         super().__init__()
-        self.scale = UnitRange() if obs_dtype == "uint8" else nn.Identity()
+        scales: dict[str, nn.Module] = {"uint8": UnitRange(), "bool": ToFloat()}
+        self.scale = scales.get(obs_dtype, nn.Identity())
         self.norm = ObservationNorm(obs_shape) if config.normalize_observations else None
         self.body = build_body(config, obs_shape)
         self.num_features = count_features(self.body, config.kind, obs_shape)
+        normalise_layers(self.body, config.spectral_norm)
+        self._spectral_layers = spectral_layers(self.body)
 
     def observe(self, obs: Tensor) -> None:
-        """Let the running normalisation see a batch that is about to be learned from. [B, *O]."""
+        """Let what keeps statistics see a batch that is about to be learned from. [B, *O]."""
         if self.norm is not None:
             self.norm.observe(self.scale(obs))
+        for layer in self._spectral_layers:
+            layer.observe()
 
     def prepare(self, obs: Tensor) -> Tensor:
         """What the layers see of an observation: [B, *O] -> float [B, *O]."""
@@ -164,14 +164,25 @@ def build_body(config: NetworkConfig, obs_shape: tuple[int, ...]) -> nn.Module:
     Raises:
         UsageError: a user's class cannot be imported or built, or a CNN is asked for where there is no image.
     """
-    is_image = len(obs_shape) >= 2 and sorted(obs_shape)[-2] >= 36
-    if config.kind == "mlp" or (config.kind == "auto" and not is_image):
-        return MLP(obs_shape, config)
-    if config.kind in ("cnn", "auto"):
-        if not is_image or len(obs_shape) > 3:
-            raise UsageError(f"network.kind = 'cnn' needs images of at least 36 x 36, not shape {obs_shape}; use 'mlp'")
-        return NatureCNN(obs_shape, config)
-    return _user_body(config.kind, obs_shape)
+    kind = choose_kind(obs_shape) if config.kind == "auto" else config.kind
+    if kind in IMAGE_KINDS:
+        least = SMALLEST[kind]
+        if len(obs_shape) not in (2, 3) or sorted(obs_shape)[-2] < least:
+            raise UsageError(
+                f"network.kind = {kind!r} needs images of at least {least} x {least}, not shape {obs_shape}; use 'mlp'"
+            )
+        return image_body(obs_shape, config, kind)
+    if config.width != 1:
+        raise UsageError(f"network.width = {config.width}: this network has no convolutions; set network.hidden")
+    return MLP(obs_shape, config) if kind == "mlp" else _user_body(kind, obs_shape)
+
+
+def choose_kind(obs_shape: tuple[int, ...]) -> str:
+    """What "auto" stands for."""
+    if len(obs_shape) == 3 and obs_shape[:2] == MINATAR_BOARD:
+        return "minatar_cnn"
+    is_image = len(obs_shape) in (2, 3) and sorted(obs_shape)[-2] >= SMALLEST["cnn"]
+    return "cnn" if is_image else "mlp"
 
 
 def _user_body(kind: str, obs_shape: tuple[int, ...]) -> nn.Module:

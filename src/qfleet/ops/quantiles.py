@@ -6,8 +6,10 @@ Dabney et al. (2018a), Distributional RL with Quantile Regression; (2018b), Impl
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qfleet.ops.distributions import assert_rank
 
@@ -40,16 +42,56 @@ def quantile_huber(
     assert_rank(values_BN, 2)
     assert_rank(fractions_BN, 2)
     assert_rank(target_BM, 2)
-    error_BNM = target_BM.unsqueeze(1) - values_BN.unsqueeze(2)
-    fractions_BN1 = fractions_BN.unsqueeze(2)
-    weight_BNM = torch.where(error_BNM < 0, 1.0 - fractions_BN1, fractions_BN1)
-    size_BNM = error_BNM.abs()
+    # Sums over j of a function of t_j - x come from counts and sums of the sorted targets above and below x: B N log M
+    # instead of B N M, in float64, for differences of sums of squares are small beside them.
+    targets = _SortedTargets(target_BM)
+    values, fractions = values_BN.double(), fractions_BN.double()
+    above, below = targets.above(values), targets.below(values)
     if kappa > 0.0:
-        slope_BNM = error_BNM.clamp(-kappa, kappa) / kappa
-        # Huber by its slope s = clip(u) / kappa: s (u - clip(u) / 2).
-        losses_BNM = slope_BNM * error_BNM - (0.5 * kappa) * slope_BNM.square()
+        # clip(u, 0, kappa) = max(u, 0) - max(u - kappa, 0), and half the squares of these for its integral.
+        far_above, far_below = targets.above(values + kappa), targets.below(values - kappa)
+        pull_up, pull_down = (above.sum - far_above.sum) / kappa, (below.sum - far_below.sum) / kappa
+        cost_above = 0.5 * (above.sum_squares - far_above.sum_squares) / kappa
+        cost_below = 0.5 * (below.sum_squares - far_below.sum_squares) / kappa
     else:
-        slope_BNM, losses_BNM = error_BNM.sign(), size_BNM
-    losses_B = (weight_BNM * losses_BNM).mean(dim=2).sum(dim=1)
-    gradient_BN = -(weight_BNM * slope_BNM).mean(dim=2)
-    return losses_B, gradient_BN, size_BNM.mean(dim=(1, 2))
+        pull_up, pull_down, cost_above, cost_below = above.count, below.count, above.sum, below.sum
+    num_targets, dtype = target_BM.shape[1], values_BN.dtype
+    losses_B = (fractions * cost_above + (1.0 - fractions) * cost_below).sum(dim=1) / num_targets
+    gradient_BN = ((1.0 - fractions) * pull_down - fractions * pull_up) / num_targets
+    sizes_B = (above.sum + below.sum).mean(dim=1) / num_targets
+    return losses_B.to(dtype), gradient_BN.to(dtype), sizes_B.to(dtype)
+
+
+class _Side(NamedTuple):
+    """Of the targets on one side of each x, float64 [B, N]: how many, their distances from x, the squares of these."""
+
+    count: Tensor
+    sum: Tensor
+    sum_squares: Tensor
+
+
+class _SortedTargets:
+    """The targets of each row in order, with the sums of those before each."""
+
+    def __init__(self, target_BM: Tensor) -> None:
+        self._sorted = target_BM.double().sort(dim=1).values
+        self._sums = nn.functional.pad(self._sorted.cumsum(dim=1), (1, 0))
+        self._squares = nn.functional.pad(self._sorted.square().cumsum(dim=1), (1, 0))
+
+    def below(self, x_BN: Tensor) -> _Side:
+        """Of those with t < x."""
+        index = torch.searchsorted(self._sorted, x_BN)
+        return _side(index.double(), self._sums.gather(1, index), self._squares.gather(1, index), x_BN, 1.0)
+
+    def above(self, x_BN: Tensor) -> _Side:
+        """Of those with t > x."""
+        index = torch.searchsorted(self._sorted, x_BN, right=True)
+        count = self._sorted.shape[1] - index.double()
+        sums = self._sums[:, -1:] - self._sums.gather(1, index)
+        squares = self._squares[:, -1:] - self._squares.gather(1, index)
+        return _side(count, sums, squares, x_BN, -1.0)
+
+
+def _side(count: Tensor, sums: Tensor, squares: Tensor, x_BN: Tensor, sign: float) -> _Side:
+    """From sums of t and t^2: of sign * (x - t), and of (x - t)^2."""
+    return _Side(count, sign * (count * x_BN - sums), squares - 2.0 * x_BN * sums + count * x_BN.square())

@@ -26,12 +26,18 @@ class StrategyConfig(Section):
 
 @dataclass(slots=True)
 class Counters:
-    """The run's global counters, each with its unit."""
+    """The run's global counters, each with its unit; `frames_per_step` is the environment's, and no count."""
 
     num_env_steps: int = 0
     num_inserted: int = 0
     num_updates: int = 0
     num_samples: int = 0
+    frames_per_step: int = 1
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of the game that the env steps showed, as the field counts them: steps times the frame skip."""
+        return self.num_env_steps * self.frames_per_step
 
     def add(self, receipt: Receipt) -> None:
         """Count what a call did."""

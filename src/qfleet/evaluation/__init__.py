@@ -1,0 +1,1 @@
+"""What is made of a trained policy by watching it. Floor 7."""
