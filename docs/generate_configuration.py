@@ -90,6 +90,10 @@ MEANINGS = {
     "network.width": "Factor on the numbers of channels of a cnn's convolutions.",
     "network.spectral_norm": "Layers whose weight is divided by its largest singular value, counted from the output: "
     "-2 is the torso's last one (Gogianu et al. 2021).",
+    "network.precision": 'The torso\'s arithmetic in a network with convolutions; "auto" is bfloat16 where the '
+    "processor multiplies in it. Parameters, gradients, optimizer and head are float32.",
+    "network.compile": 'Whether updates go through torch.compile, which takes a while once; "auto" does on a GPU and '
+    "beside AMX.",
     "network.activation": "Between layers.",
     "network.layer_norm": "LayerNorm behind every layer; behind a convolution over channels and pixels.",
     "network.normalize_observations": "Subtract the running mean, divide by the running deviation, clip to +-10.",
@@ -117,6 +121,10 @@ MEANINGS = {
     "replay.capacity": "Transitions kept; the oldest go first. Refused if it cannot fit into memory.",
     "replay.store_frames_once": "Stacks of frames (uint8 [K, H, W]) share their frames, at about 1/(2 K) of the "
     "memory; true refuses other observations, false stores each in full.",
+    "replay.directory": "A folder with room for the replay's observations, which then lie in a file there instead of "
+    'memory; "run" is one in the run directory. The file has no name and goes with the process; the operating system '
+    "keeps in memory what is in use.",
+    "replay.compression": '"lz4" keeps frames that are stored once compressed (`pip install qfleet[compression]`).',
     "replay.sampler": "Every transition alike, or by TD error (proportional prioritized replay).",
     "replay.samples_per_insert": "Transitions trained on per transition inserted, once `min_transitions` are in.",
     "replay.min_transitions": "Transitions inserted before the first update.",

@@ -1,4 +1,4 @@
-"""Throughput of CleanRL's single-file dqn.py, run unchanged as a subprocess, while it learns.
+"""Throughput of CleanRL's single-file dqn.py or dqn_atari.py, run unchanged as a subprocess, while it learns.
 
 Needs a checkout of https://github.com/vwxyzjn/cleanrl and `pip install tyro tensorboard`. The script prints "SPS:", the
 mean since its start (random warm-up included), once every 100 environment steps in which it also trains. Each such line
@@ -37,16 +37,22 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--exploration-env-steps", type=int, help="default: learning starts at the final epsilon, 0.05")
     parser.add_argument("--warm-env-steps", type=int, default=1_000, help="learning steps before the clock starts")
     parser.add_argument("--python", default=sys.executable, help="interpreter to run dqn.py with")
+    parser.add_argument("--buffer-size", type=int, help="transitions kept; default: the script's own")
+    parser.add_argument("--import", dest="imported", help="a module that registers the environment, such as ale_py")
     parser.add_argument("--pythonpath", default="", help="put before its own path, e.g. another gymnasium")
     parser.add_argument("--json", action="store_true", help="accepted for symmetry: the output always is one JSON line")
     return parser.parse_args()
 
 
 def command(args: argparse.Namespace, exploration_env_steps: int) -> list[str]:
+    script = [str(args.cleanrl.resolve())]
+    if args.imported is not None:  # run by the interpreter as it is, after the import
+        run = "import runpy, sys; sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')"
+        script = ["-c", f"import {args.imported}; {run}", *script]
     return [
         args.python,
         "-u",
-        str(args.cleanrl.resolve()),
+        *script,
         *("--env-id", args.env),
         *("--seed", str(args.seed)),
         *("--total-timesteps", str(args.total_env_steps)),
@@ -54,6 +60,7 @@ def command(args: argparse.Namespace, exploration_env_steps: int) -> list[str]:
         *("--train-frequency", str(args.train_frequency)),
         *("--learning-starts", str(args.learning_starts)),
         *("--exploration-fraction", repr(exploration_env_steps / args.total_env_steps)),
+        *(() if args.buffer_size is None else ("--buffer-size", str(args.buffer_size))),
         *("--no-track", "--no-capture-video", "--no-cuda"),
     ]
 

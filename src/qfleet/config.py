@@ -62,11 +62,14 @@ class ReplayConfig(Section):
 
     `samples_per_insert` is the number of transitions trained on per transition inserted, counted from the moment
     that `min_transitions` are in; it holds over all shards. `store_frames_once` "auto" does so where an observation
-    looks like a stack of frames: uint8 [K, H, W] with K smaller than H and W, at least 2 and not 3.
+    looks like a stack of frames: uint8 [K, H, W] with K smaller than H and W, at least 2 and not 3. `directory` holds
+    observations in a file without a name instead of memory, `compression` keeps frames compressed.
     """
 
     capacity: PositiveInt = 100_000
     store_frames_once: bool | Literal["auto"] = "auto"
+    directory: str | None = None
+    compression: Literal["lz4"] | None = None
     sampler: Literal["uniform", "prioritized"] = "uniform"
     samples_per_insert: PositiveFloat = 8.0
     min_transitions: PositiveInt = 1_000

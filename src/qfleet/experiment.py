@@ -60,6 +60,9 @@ from qfleet.strategies.base import Counters, Event
 from qfleet.types import EnvSpec
 
 
+IN_RUN_DIR = "run"  # replay.directory: a folder in the run directory
+
+
 @dataclass(frozen=True, slots=True)
 class Finished(Event):
     """The run is over; `summary` is what `--json` prints."""
@@ -213,6 +216,7 @@ class Experiment:
             if not self.is_detached:
                 (self.run_dir / DETACHED_NAME).unlink(missing_ok=True)
             num_threads = set_up_torch(self.config, spec)
+            compile_seconds = self._prepare(blueprint)
             evaluated = getattr(strategy, "evaluation_blueprints", None)
             blueprints = None if evaluated is None else evaluated(blueprint, self.config.strategy)
             session = Session(self.config, blueprint, engine, strategy.run, self.run_dir, self._manifest, blueprints)
@@ -220,7 +224,8 @@ class Experiment:
             if self._interrupted:
                 session.interrupt()
             yield from session.stream()
-            yield Finished(self._finish(session, started, num_threads))
+            summary = self._finish(session, started, num_threads, compile_seconds)
+            yield Finished(summary)
         except QfleetError:
             # Nothing was trained, so the same command, corrected, must find its run directory free again.
             is_untouched = session is None or session.control.counters.num_env_steps == 0
@@ -255,11 +260,31 @@ class Experiment:
                 f"{config.env.id} ({origin}): {config.algo.name} x {config.strategy.name} x {config.engine.name}",
                 *describe_roles(config),
                 f"seed {config.seed}",
-                f"{choose_device(config.device, self.spec)}, {threads}",
+                f"{choose_device(config.device, self.spec)}, {threads}{self._describe_path()}",
                 describe_memory(config, self.spec),
                 f"run dir: {self.run_dir}",
             ]
         )
+
+    def _describe_path(self) -> str:
+        """How images are computed; nothing for other observations, whose networks have but one way."""
+        if len(self.spec.obs_shape) < 2:
+            return ""
+        path = make_blueprint(self.config, self.spec, choose_device(self.config.device, self.spec)).compute_path()
+        return f", {path.describe()}{' (compiling takes a minute, once)' if path.is_compiled else ''}"
+
+    def _prepare(self, blueprint: Blueprint) -> float:
+        """Compile what is to be compiled before the run's clock starts; returns seconds, and says what did not work."""
+        path = blueprint.compute_path()
+        if path.note:
+            self.warnings.append(path.note)
+        if not path.is_compiled or not is_one_process(self.config):
+            return 0.0
+        started = time.perf_counter()
+        blueprint.compile_update()
+        seconds = time.perf_counter() - started
+        self.warnings.append(f"compiling the update: {seconds:.0f} s, once; not counted as training")
+        return seconds
 
     def why_complete(self) -> str | None:
         """Why a resumed run has nothing left to do, and which option gives it more; None if it goes on."""
@@ -282,6 +307,9 @@ class Experiment:
 
     def _blueprint(self, spec: EnvSpec, device: str) -> Blueprint:
         blueprint = dataclasses.replace(make_blueprint(self.config, spec, device), env_factory=self._factory)
+        if blueprint.replay.directory == IN_RUN_DIR:
+            here = {"directory": str(self.run_dir / "replay")}
+            blueprint = dataclasses.replace(blueprint, replay=blueprint.replay.model_copy(update=here))
         if self._manifest is not None:
             mine = {"obs_shape": list(spec.obs_shape), "obs_dtype": spec.obs_dtype, "num_actions": spec.num_actions}
             theirs = {key: self._manifest.spec[key] for key in mine}
@@ -320,9 +348,11 @@ class Experiment:
                 "or choose another --run-dir"
             )
 
-    def _finish(self, session: Session, started: float, num_threads: int) -> dict[str, object]:
+    def _finish(self, session: Session, started: float, num_threads: int, compile_seconds: float) -> dict[str, object]:
         interrupted = session.stop_reason == "interrupted"
         summary = summarize(session, num_threads)
+        summary["compute_path"] = session.blueprint.compute_path().describe()
+        summary["compile_seconds"] = compile_seconds
         try:
             draw_learning_curve(self.run_dir, summary)
         except Exception as error:

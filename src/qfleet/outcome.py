@@ -8,7 +8,7 @@ from qfleet.algos.base import RolloutConfig
 from qfleet.bottleneck import bottleneck
 from qfleet.policy import read_policy
 from qfleet.recipe import RunConfig
-from qfleet.roles.blueprint import replay_bytes
+from qfleet.roles.blueprint import disk_bytes, replay_bytes
 from qfleet.session import Session
 from qfleet.types import EnvSpec, ParamSnapshot
 
@@ -96,7 +96,10 @@ def describe_memory(config: RunConfig, spec: EnvSpec) -> str:
     over = f" over {num_parts} roles" if num_parts > 1 else ""
     per_part = -(-config.replay.capacity // num_parts)
     num_bytes = num_parts * replay_bytes(config.replay.model_copy(update={"capacity": per_part}), spec)
-    return f"replay: {num_parts * per_part:,} transitions, {num_bytes / 1e6:,.1f} MB{over}"
+    on_disk = num_parts * disk_bytes(config.replay.model_copy(update={"capacity": per_part}), spec)
+    where = f", {on_disk / 1e6:,.1f} MB on disk" if on_disk else ""
+    expected = ", compressed" if config.replay.compression is not None else ""
+    return f"replay: {num_parts * per_part:,} transitions{expected}, {num_bytes / 1e6:,.1f} MB{where}{over}"
 
 
 def replay_parts(config: RunConfig) -> int:

@@ -119,6 +119,46 @@ def test_frames_stored_once_resume_bit_for_bit_and_train_as_frames_stored_in_ful
     assert records(tmp_path / "parts") == records(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("place", ["directory", "compression"])
+def test_where_frames_are_kept_and_drawing_ahead_change_nothing(
+    experiment: MakeExperiment, tmp_path: Path, place: str
+) -> None:
+    if place == "compression":
+        pytest.importorskip("lz4")
+    kept = {"replay.directory": "run"} if place == "directory" else {"replay.compression": "lz4"}
+    # Four vector steps a call bring several updates a call: the second of them is drawn while the first is made.
+    changes = SCHEDULED | {"strategy.collect_steps": 4, "algo.n_step": 2, "replay.samples_per_insert": 16.0}
+    in_memory = experiment("Film-v0", changes, run_dir="memory", env=Film).run()
+    parts = experiment("Film-v0", changes | kept, run_dir="parts", env=Film)
+    stop_after_checkpoint(parts, number=2, num_more_events=9)
+    resumed = Experiment.resume(tmp_path / "parts", env=Film).run()
+    assert resumed["parameters_sha256"] == in_memory["parameters_sha256"] is not None
+    assert (tmp_path / "parts" / "replay").exists() is (place == "directory")
+    assert not list((tmp_path / "parts").glob("replay/*"))  # the file has no name
+
+
+class BigFilm(Film):
+    """As Film, of frames that a network with convolutions takes."""
+
+    observation_space = spaces.Box(0, 255, (2, 36, 36), np.uint8)
+
+    def _frame(self) -> Any:
+        return self.np_random.integers(256, size=(1, 36, 36), dtype=np.uint8)
+
+
+def test_bfloat16_resumes_bit_for_bit_and_learns_what_float32_does(experiment: MakeExperiment, tmp_path: Path) -> None:
+    changes = SCHEDULED | {"network.hidden": [32], "algo.batch_size": 16, "network.precision": "bfloat16"}
+    whole = experiment("BigFilm-v0", changes, run_dir="whole", env=BigFilm).run()
+    stop_after_checkpoint(experiment("BigFilm-v0", changes, run_dir="parts", env=BigFilm), number=2, num_more_events=9)
+    resumed = Experiment.resume(tmp_path / "parts", env=BigFilm).run()
+    assert resumed["parameters_sha256"] == whole["parameters_sha256"] is not None
+    assert whole["compute_path"] == "bfloat16"
+    reference = experiment("BigFilm-v0", changes | {"network.precision": "float32"}, run_dir="float32", env=BigFilm)
+    same = reference.run()
+    assert same["compute_path"] == "float32"
+    assert same["parameters_sha256"] != whole["parameters_sha256"]  # or both took the same path
+
+
 def test_the_parts_really_matter(experiment: MakeExperiment, tmp_path: Path) -> None:
     # Were the checkpoint not used, another number of steps would have been run: it starts at 60 and not at 0.
     stop_after_checkpoint(experiment("CartPole-v1", SCHEDULED, run_dir="parts"), number=2, num_more_events=5)

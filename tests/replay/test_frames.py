@@ -84,13 +84,14 @@ def test_a_transition_costs_one_frame_and_none_goes_early(n_step, steps_per_batc
     assert (storage.num_dropped, len(storage)) == (0, 64)
 
 
-def test_episodes_of_sixteen_steps_still_fill_the_capacity():
-    stream = Stream(SPEC, 4, 3, end_share=1 / 16, seed=1)
-    storage = FrameStorage(3000, SPEC)
-    for batch in stream.batches(3000, 10):
+def test_episodes_of_128_steps_still_fill_the_capacity():
+    stream = Stream(SPEC, 4, 3, end_share=1 / 128, seed=1)
+    # Needed are 4 environments x (n + K = 6) frames back; there are 3000 + 23 + 64 + 12 frames for 3000 rows
+    storage = FrameStorage(3000, SPEC, reach=64)
+    for batch in stream.batches(3000):
         storage.insert(batch)
-    # About one frame a step and one an episode; twelve thousand steps, 750 episodes
-    assert storage.num_frames < 12_000 * 1.1
+    # About one frame a step and one an episode; twelve thousand steps, 94 episodes
+    assert storage.num_frames < 12_000 * 1.02
     assert (storage.num_dropped, len(storage)) == (0, 3000)
 
 
@@ -197,9 +198,9 @@ def test_bytes_are_true_and_known_before_anything_is_allocated(monkeypatch):
     atari = EnvSpec("Pong", (4, 84, 84), "uint8", 6)
     storage = FrameStorage(1000, atari)
     assert required_frame_bytes(1000, atari) == storage.nbytes
-    # A row: 8 numbers of 8 bytes, 8 bytes of return and discount, an action, padded: 80. Frames: 1000 + 62 of slack,
+    # A row: 8 numbers of 8 bytes, 8 bytes of return and discount, an action, padded: 80. Frames: 1000 + 7 of slack,
     # 1000 in reach, 16 spare, each 7056 bytes and 16 of bookkeeping; a table of 512 x 4 places.
-    assert storage.nbytes == 1000 * 80 + 2078 * (7056 + 16) + 512 * 4 * 8
+    assert storage.nbytes == 1000 * 80 + 2023 * (7056 + 16) + 512 * 4 * 8
     assert required_frame_bytes(1_000_000, atari) < required_bytes(1_000_000, atari) / 6.5
     monkeypatch.setattr(memory, "available_memory", lambda: 10 << 20)
     with pytest.raises(ConfigError, match=r"replay\.capacity: 1000000 transitions take .* MiB when full"):

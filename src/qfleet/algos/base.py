@@ -393,4 +393,8 @@ def infer_action_values(algorithm: Algorithm, network: FlatNetwork, obs: Array) 
 
 def _tensor(array: np.ndarray, device: torch.device) -> Tensor:
     value = torch.from_numpy(array)
-    return value if device.type == "cpu" else value.to(device, non_blocking=True)
+    if device.type == "cpu":
+        return value
+    # From pinned memory a copy runs beside the computation; torch keeps the block until it has arrived.
+    pinned = torch.empty(value.shape, dtype=value.dtype, pin_memory=device.type == "cuda")
+    return pinned.copy_(value).to(device, non_blocking=True)

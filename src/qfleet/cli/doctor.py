@@ -25,6 +25,7 @@ EXTRAS = {
     "ray": ("ray", "--engine ray: roles as processes of a cluster"),
     "atari": ("ale_py", "ALE/Pong-v5 and the other Atari games"),
     "minatar": ("minatar", "MinAtar's five games"),
+    "compression": ("lz4", "replay.compression: frames kept compressed"),
     "video": ("imageio_ffmpeg", "qfleet evaluate --video out.mp4"),
     "onnx": ("onnxscript", "qfleet export --format onnx"),
     "client": ("httpx", "qfleet.client: asking a served policy"),

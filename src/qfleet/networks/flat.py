@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from qfleet.errors import CheckpointError, UsageError
 from qfleet.networks.explicit import ExplicitMLP
+from qfleet.networks.path import REFERENCE, ComputePath, forward_of
 from qfleet.types import ParamSnapshot
 
 Result = TypeVar("Result")
@@ -24,6 +25,12 @@ Result = TypeVar("Result")
 
 class FlatNetwork:
     """A module together with the vectors that its parameters, gradients and float buffers are views of.
+
+    Args:
+        module: the network.
+        device: where it is to live.
+        trainable: whether it gets a gradient vector.
+        path: how it is computed.
 
     Attributes:
         module: the network itself; `infer` and `backpropagate` are how roles use it.
@@ -36,7 +43,15 @@ class FlatNetwork:
         UsageError: the module has no parameters, or one that is not floating point.
     """
 
-    def __init__(self, module: nn.Module, device: torch.device | str = "cpu", *, trainable: bool = True) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        device: torch.device | str = "cpu",
+        *,
+        trainable: bool = True,
+        path: ComputePath = REFERENCE,
+    ) -> None:
+        self.path = path
         # Nothing may behave differently between acting and learning, nor draw from the global generator.
         self.module = module.to(device=device, dtype=torch.float32).eval()
         named = list(self.module.named_parameters())
@@ -61,7 +76,8 @@ class FlatNetwork:
             value.set_(self.buffers[offset:end].view(value.shape))  # type: ignore[call-overload]
             offset = end
         self.layout_hash = layout_hash(self.module)
-        self._explicit = ExplicitMLP.of(self.module)
+        self._explicit = ExplicitMLP.of(self.module) if path.is_reference else None
+        self._forward = forward_of(self.module, path)
 
     def infer(self, obs: Tensor, *inputs: Tensor) -> Any:
         """The network's output without gradients: [B, *O] -> what the module returns.
@@ -70,7 +86,7 @@ class FlatNetwork:
         """
         with torch.no_grad():
             if self._explicit is None:
-                return self.module(obs, *inputs)
+                return self._forward(obs, *inputs)
             output = self._explicit.forward(obs)
             return output if self._explicit.tail is None else self._explicit.tail(output, *inputs)
 
@@ -91,7 +107,7 @@ class FlatNetwork:
         self.gradient.zero_()
         explicit = self._explicit
         if explicit is None:
-            return _backward(self.module(obs, *inputs), gradient_of)
+            return _backward(self._forward(obs, *inputs), gradient_of)
         hidden, cache = explicit.forward_cached(obs)
         if explicit.tail is None:
             gradient, result = gradient_of(hidden)

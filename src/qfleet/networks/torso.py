@@ -42,6 +42,9 @@ class NetworkConfig(Section):
     counted from the output as Gogianu et al. (2021) do: -2 is the torso's last one. A torso of your own is called with
     the shape alone: of the other fields only `normalize_observations` and `spectral_norm` matter to it.
 
+    `precision` and `compile` say how a network with convolutions is computed; "auto" is by what the machine can do
+    (networks/path.py). float32 without a compiler is the reference.
+
     `kind`: "auto" (minatar_cnn for 10 x 10 x C, cnn for images of at least 36 x 36, else mlp), "mlp", "cnn" (Mnih et
     al. 2015), "impala_cnn" (Espeholt et al. 2018), "minatar_cnn" (Young and Tian 2019), or "package.module:Class",
     called as Class(obs_shape) and mapping float32 [B, *O] to features [B, F].
@@ -54,6 +57,8 @@ class NetworkConfig(Section):
     layer_norm: bool = False
     spectral_norm: tuple[Annotated[int, Field(le=-2)], ...] = ()
     normalize_observations: bool = False
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: Literal["auto", "never", "always"] = "auto"
 
 
 def dense_layers(size: int, widths: tuple[int, ...], config: NetworkConfig) -> list[nn.Module]:

@@ -8,16 +8,19 @@ numba's cache does not notice a change elsewhere.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from qfleet.replay import disk
+from qfleet.replay.compressed import EXPECTED_RATIO, CompressedFrames
+from qfleet.replay.layout import WORD_BYTES, Words
 from qfleet.types import Array, IntArray
 
-Words = npt.NDArray[np.uint64]
 FrameIndex = npt.NDArray[np.int32]
 
-WORD_BYTES = 8
 _WAYS = 4  # frames that share a bucket; the youngest stay
 _PRIME = np.uint64(0x9E3779B97F4A7C15)
 _HALF = np.uint64(32)
@@ -33,16 +36,24 @@ class FrameRing:
         capacity: frames kept; at least as many as are in reach, and those of one row.
         num_words: words of a frame.
         reach: how many of the newest frames are looked through for an equal one.
+        directory: where the frames lie in a file; None keeps them in memory.
+        window: None keeps frames as they are; else they are kept compressed, and as they are only the newest `window`,
+            at least `reach` and the frames of one row.
 
     Attributes:
-        words: uint64 [capacity, num_words].
+        words: uint64 [capacity, num_words]; of compressed frames [window, num_words].
+        compressed: all frames, where they are kept so.
         num_frames: frames stored since the beginning.
         first_frame: the oldest number that was ever here; above 0 only after loading a save.
     """
 
-    def __init__(self, capacity: int, num_words: int, reach: int) -> None:
+    def __init__(
+        self, capacity: int, num_words: int, reach: int, *, directory: Path | None = None, window: int | None = None
+    ) -> None:
         self.capacity, self.reach = capacity, reach
-        self.words: Words = np.zeros((capacity, num_words), np.uint64)
+        self.words: Words = disk.zeros((window or capacity, num_words), np.dtype(np.uint64), directory)
+        self.compressed = None if window is None else CompressedFrames(capacity, num_words)
+        self._is_in_memory = directory is None
         self.num_frames = self.first_frame = 0
         self._hashes: Words = np.zeros(capacity, np.uint64)
         self._users: IntArray = np.full(capacity, -1, np.int64)
@@ -50,8 +61,16 @@ class FrameRing:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the full ring and its table."""
-        return self.words.nbytes + self._hashes.nbytes + self._users.nbytes + self._table.nbytes
+        """Bytes in memory: of the full ring and its table; of compressed frames, of those that are here."""
+        frames = self.words.nbytes if self._is_in_memory else 0
+        frames += 0 if self.compressed is None else self.compressed.num_bytes
+        return frames + self._hashes.nbytes + self._users.nbytes + self._table.nbytes
+
+    def take(self, numbers: IntArray) -> Words:
+        """Copies the frames of `numbers` (int64 [...], all here): uint64 [..., W]."""
+        if self.compressed is not None:
+            return self.compressed.take(numbers)
+        return self.words.take(numbers % self.capacity, axis=0)
 
     def store(
         self, pool: tuple[Words, Words], source: IntArray, index: FrameIndex, first_row: int
@@ -70,18 +89,25 @@ class FrameRing:
         Raises:
             ValueError: the ring is too small: storing a row's frames could overwrite others of the same row.
         """
-        if self.reach + index.shape[1] > self.capacity:
+        if self.reach + index.shape[1] > len(self.words):
             raise ValueError(
-                f"{self.capacity} frames are too few for {self.reach} in reach and rows of {index.shape[1]}"
+                f"{len(self.words)} frames are too few for {self.reach} in reach and rows of {index.shape[1]}"
             )
         numbers = np.empty(index.shape, np.int64)
         hashes = np.empty(len(source), np.uint64)
+        stored = np.empty(index.size, np.int64)  # where in the pool the new frames are
         _hash_all(pool[0], pool[1], source, hashes)
+        first = self.num_frames
         self.num_frames, first_row = _store(
             *(*pool, source, hashes, index, numbers, first_row),
             *(self.words, self._hashes, self._users, self._table),
-            *(self.num_frames, self.first_frame, self.reach),
+            *(self.num_frames, self.first_frame, self.reach, stored),
         )
+        if self.compressed is not None:
+            positions = stored[: self.num_frames - first]
+            for number, position in enumerate(positions.tolist(), first):
+                is_second = position >= len(pool[0])
+                self.compressed.put(number, pool[is_second][position - is_second * len(pool[0])][None])
         return numbers, first_row
 
     def restore(self, first_frame: int, num_frames: int, keys: IntArray, numbers: IntArray) -> None:
@@ -96,10 +122,11 @@ class FrameRing:
         np.maximum.at(self._users, numbers % self.capacity, keys[:, None])
         self._table[:] = -1
         found = np.arange(max(first_frame, num_frames - self.reach), num_frames)
-        slots = found % self.capacity
-        hashes = np.empty(len(slots), np.uint64)
-        _hash_all(self.words, self.words[:0], slots, hashes)
-        self._hashes[slots] = hashes
+        if self.compressed is not None:
+            self.words[found % len(self.words)] = self.compressed.take(found)
+        hashes = np.empty(len(found), np.uint64)
+        _hash_all(self.words, self.words[:0], found % len(self.words), hashes)
+        self._hashes[found % self.capacity] = hashes
         _enter_all(self._table, found, hashes)
 
 
@@ -126,9 +153,16 @@ def num_words(num_bytes: int) -> int:
     return -(-num_bytes // WORD_BYTES)
 
 
-def ring_bytes(capacity: int, frame_bytes: int, reach: int) -> int:
-    """Bytes of a FrameRing; allocates nothing."""
-    return capacity * (num_words(frame_bytes) + 2) * WORD_BYTES + _num_buckets(reach) * _WAYS * WORD_BYTES
+def ring_bytes(
+    capacity: int, frame_bytes: int, reach: int, *, directory: Path | None = None, window: int | None = None
+) -> int:
+    """Bytes in memory of a FrameRing; allocates nothing. Of compressed frames it is an expectation."""
+    frames = capacity * num_words(frame_bytes) * WORD_BYTES
+    if directory is not None:
+        frames = 0
+    elif window is not None:
+        frames = frames // EXPECTED_RATIO + window * num_words(frame_bytes) * WORD_BYTES
+    return frames + (2 * capacity + _num_buckets(reach) * _WAYS) * WORD_BYTES
 
 
 def find_unique(pool: tuple[Words, Words], index: FrameIndex) -> IntArray:
@@ -249,17 +283,35 @@ def _find(table, ring, hashes, words, key, oldest):  # type: ignore[no-untyped-d
     best = np.int64(-1)
     for way in range(_WAYS):
         number = bucket[way]
-        slot = number % len(ring)
-        if number >= oldest and number > best and hashes[slot] == key and _same(ring[slot], words):
+        if (
+            number >= oldest
+            and number > best
+            and hashes[number % len(hashes)] == key
+            and _same(ring[number % len(ring)], words)
+        ):
             best = number
     return best
 
 
 @njit(cache=True, nogil=True)
 def _store(  # type: ignore[no-untyped-def]
-    first, second, source, keys, index, numbers, row_key, ring, hashes, users, table, num_frames, first_frame, reach
+    first,
+    second,
+    source,
+    keys,
+    index,
+    numbers,
+    row_key,
+    ring,
+    hashes,
+    users,
+    table,
+    num_frames,
+    first_frame,
+    reach,
+    stored,
 ):
-    capacity, num_rows, width = len(ring), index.shape[0], index.shape[1]
+    first_number, capacity, num_rows, width = num_frames, len(users), index.shape[0], index.shape[1]
     resolved = np.full(len(source), -1, np.int64)
     first_row = np.int64(0)
     for row in range(num_rows):
@@ -274,9 +326,10 @@ def _store(  # type: ignore[no-untyped-def]
                 if number < 0:
                     number = num_frames
                     num_frames += 1
+                    stored[number - first_number] = source[wanted]
                     slot = number % capacity
                     first_row = max(first_row, users[slot] + 1)
-                    ring[slot] = words
+                    ring[number % len(ring)] = words
                     hashes[slot] = keys[wanted]
                     _enter(table, number, keys[wanted])
                 resolved[wanted] = number

@@ -9,33 +9,47 @@ come from. What is gathered is bit for bit what `RingStorage` would give.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from qfleet.errors import ConfigError
+from qfleet.replay.compressed import CompressedColumn
 from qfleet.replay.frame_table import FrameRing, as_frames, as_words, find_unique, num_words, ring_bytes
-from qfleet.replay.layout import FRAMES, ROWS, Layout, Table, frame_layout, frame_row_dtype, is_frame_stack
+from qfleet.replay.layout import (
+    FRAMES,
+    ROWS,
+    WORD_BYTES,
+    Column,
+    Layout,
+    Table,
+    frame_layout,
+    frame_row_dtype,
+    is_frame_stack,
+)
 from qfleet.replay.memory import check_memory
 from qfleet.replay.packing import PackedTransitions, all_frames
 from qfleet.replay.storage import check_range, check_scalars, check_transitions
 from qfleet.types import BoolArray, EnvSpec, IntArray, Transitions
 
-_REACH_SHARE = 16  # one frame in 16 is looked through: a window of 112 rows an environment still finds n + K = 7 back
-_MIN_REACH = 1024
+_SPARE_SHARE = 128  # frames beside one a row: as many for episodes' first ones, as many for those in reach
+_MIN_REACH = 1024  # 70 environments find n + K = 7 steps back, even where each frame was stored twice
 
 
 class FrameStorage:
     """`RingStorage` for stacks of frames (uint8 [K, H, W]) with the same keys, rows and errors.
 
     A row lives while its slot is not written again and all its frames are here. There are frames for `capacity`
-    rows whose episodes last 16 steps or more. Where more are needed (observations that are not stacks, or very short
+    rows whose episodes last 128 steps or more. Where more are needed (observations that are not stacks, or very short
     episodes) the oldest rows go early, and are counted.
 
     Args:
         capacity: most transitions kept, at least 1.
         spec: shapes and dtypes of the environment.
         reach: how many of the newest frames are looked through for an equal one; None takes `default_reach`.
+        directory: where the frames lie in a file; None keeps them in memory.
+        is_compressed: whether frames are kept compressed.
 
     Attributes:
         num_inserted: transitions inserted since the beginning, overwritten ones included.
@@ -46,18 +60,33 @@ class FrameStorage:
         ValueError: observations are not stacks of frames.
     """
 
-    def __init__(self, capacity: int, spec: EnvSpec, reach: int | None = None) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        spec: EnvSpec,
+        reach: int | None = None,
+        *,
+        directory: Path | None = None,
+        is_compressed: bool = False,
+    ) -> None:
         if capacity < 1:
             raise ConfigError(f"replay.capacity: {capacity} is not a size; give at least 1")
         if not is_frame_stack(spec):
             raise ValueError(f"{spec.obs_dtype} {list(spec.obs_shape)} is no stack of frames, uint8 [K, H, W]")
-        check_memory(capacity, required_frame_bytes(capacity, spec, reach))
+        keeping = required_frame_bytes(capacity, spec, reach, directory=directory, is_compressed=is_compressed)
+        check_memory(capacity, keeping)
         reach = default_reach(capacity) if reach is None else reach
         self.capacity, self.spec = capacity, spec
         self.num_inserted = self.num_dropped = 0
         self._num_stack, self._shape = spec.obs_shape[0], (spec.obs_shape[1], spec.obs_shape[2])
         self._records = np.zeros(capacity, frame_row_dtype(spec))
-        self._ring = FrameRing(_num_frames(capacity, spec, reach), num_words(_frame_bytes(spec)), reach)
+        self._ring = FrameRing(
+            _num_frames(capacity, spec, reach),
+            num_words(_frame_bytes(spec)),
+            reach,
+            directory=directory,
+            window=_window(spec, reach) if is_compressed else None,
+        )
         self._first_key = 0
 
     def __len__(self) -> int:
@@ -75,7 +104,7 @@ class FrameStorage:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the full rings."""
+        """Bytes in memory of the full rings; of compressed frames, of those that are here."""
         return self._records.nbytes + self._ring.nbytes
 
     @property
@@ -121,7 +150,7 @@ class FrameStorage:
     def gather(self, slots: IntArray) -> Transitions:
         """Copies the transitions of `slots` (int64 [B], in [0, capacity)); obs and next_obs are views of one block."""
         records = self._records.take(slots)
-        words = self._ring.words.take(records["frames"] % self._ring.capacity, axis=0)
+        words = self._ring.take(records["frames"])
         frames = as_frames(words, self._shape)
         return Transitions(
             obs=frames[:, : self._num_stack],
@@ -137,7 +166,7 @@ class FrameStorage:
         records = self._records.take(slots)
         numbers, inverse = np.unique(records["frames"], return_inverse=True)
         index: npt.NDArray[np.int32] = inverse.reshape(len(slots), 2 * self._num_stack).astype(np.int32)
-        words = self._ring.words.take(numbers % self._ring.capacity, axis=0)
+        words = self._ring.take(numbers)
         return PackedTransitions(
             frames=as_frames(words, self._shape),
             obs_index=index[:, : self._num_stack],
@@ -163,11 +192,13 @@ class FrameStorage:
         live = self._records["frames"][self.slots_of(np.arange(first, end))]
         first_frame = min(int(live.min(initial=ring.num_frames)), ring.num_frames - ring.reach)
         first_frame = max(first_frame, ring.num_frames - ring.capacity, ring.first_frame)
-        rows = {name: self._records[name] for name in self._records.dtype.names or ()}
-        frames = {"pixels": as_frames(ring.words, self._shape)}
+        rows: dict[str, Column] = {name: self._records[name] for name in self._records.dtype.names or ()}
+        pixels: Column = as_frames(ring.words, self._shape)
+        if ring.compressed is not None:
+            pixels = CompressedColumn(ring.compressed, self._shape)
         return {
             ROWS: Table(self.capacity, first, end, rows),
-            FRAMES: Table(ring.capacity, first_frame, ring.num_frames, frames),
+            FRAMES: Table(ring.capacity, first_frame, ring.num_frames, {"pixels": pixels}),
         }
 
     def restore_counters(self, ranges: Sequence[tuple[int, int]]) -> None:
@@ -212,14 +243,28 @@ class FrameStorage:
 
 def default_reach(capacity: int) -> int:
     """Frames that are looked through for an equal one."""
-    return max(capacity // _REACH_SHARE, min(capacity, _MIN_REACH))
+    return max(capacity // _SPARE_SHARE, min(capacity, _MIN_REACH))
 
 
-def required_frame_bytes(capacity: int, spec: EnvSpec, reach: int | None = None) -> int:
-    """Bytes that a FrameStorage takes when full; allocates nothing."""
+def required_frame_bytes(
+    capacity: int,
+    spec: EnvSpec,
+    reach: int | None = None,
+    *,
+    directory: Path | None = None,
+    is_compressed: bool = False,
+) -> int:
+    """Bytes of memory that a FrameStorage takes when full, expected ones of compressed frames; allocates nothing."""
     reach = default_reach(capacity) if reach is None else reach
     rows = capacity * frame_row_dtype(spec).itemsize
-    return rows + ring_bytes(_num_frames(capacity, spec, reach), _frame_bytes(spec), reach)
+    window = _window(spec, reach) if is_compressed else None
+    num_frames = _num_frames(capacity, spec, reach)
+    return rows + ring_bytes(num_frames, _frame_bytes(spec), reach, directory=directory, window=window)
+
+
+def disk_frame_bytes(capacity: int, spec: EnvSpec) -> int:
+    """Bytes of the file in which a FrameStorage keeps its frames, where it has a directory."""
+    return _num_frames(capacity, spec, default_reach(capacity)) * num_words(_frame_bytes(spec)) * WORD_BYTES
 
 
 def _num_frames(capacity: int, spec: EnvSpec, reach: int) -> int:
@@ -227,7 +272,12 @@ def _num_frames(capacity: int, spec: EnvSpec, reach: int) -> int:
 
     The oldest row needs frames that were at most `reach` old when it came.
     """
-    return capacity + capacity // _REACH_SHARE + reach + 4 * spec.obs_shape[0]
+    return capacity + capacity // _SPARE_SHARE + reach + 4 * spec.obs_shape[0]
+
+
+def _window(spec: EnvSpec, reach: int) -> int:
+    """Frames that have to be at hand as they are: those in reach, and those of the row that is being stored."""
+    return reach + 2 * spec.obs_shape[0]
 
 
 def _frame_bytes(spec: EnvSpec) -> int:

@@ -5,17 +5,35 @@ A row has everything of its transition side by side, at aligned offsets, so that
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from qfleet.types import Array, EnvSpec
 
 _ROW_ALIGNMENT = 8  # so that each column of a block of rows has strides that are multiples of its item size
+Words = npt.NDArray[np.uint64]  # frames, padded to whole words
+WORD_BYTES = 8
 ROWS, FRAMES = "rows", "frames"  # tables: every storage has the first
 
 Layout = dict[str, np.dtype[Any]]  # of a save: the columns of each table, by the table's name, rows first
+
+
+class Column(Protocol):
+    """What a save needs of a column [capacity, ...]: an array is one."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, slots: slice, /) -> Array: ...
+
+    def __setitem__(self, slots: slice, values: Array, /) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +49,7 @@ class Table:
     capacity: int
     first: int
     end: int
-    columns: dict[str, Array]
+    columns: Mapping[str, Column]
 
     @property
     def entry_bytes(self) -> int:

@@ -8,12 +8,14 @@ Mnih et al., 2015, with generations).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from qfleet.errors import ConfigError
+from qfleet.replay import disk
 from qfleet.replay.layout import ROWS, Layout, Table, ring_layout, row_dtype
 from qfleet.replay.memory import check_memory
 from qfleet.replay.packing import PackedTransitions, pack, unpack
@@ -67,6 +69,7 @@ class RingStorage:
     Args:
         capacity: most transitions kept, at least 1.
         spec: shapes and dtypes of the environment.
+        directory: where the rows lie in a file; None keeps them in memory.
 
     Attributes:
         rows: uint8 [capacity, row_bytes].
@@ -76,14 +79,16 @@ class RingStorage:
         ConfigError: capacity is below 1, or the full ring does not fit into memory.
     """
 
-    def __init__(self, capacity: int, spec: EnvSpec) -> None:
+    def __init__(self, capacity: int, spec: EnvSpec, directory: Path | None = None) -> None:
         if capacity < 1:
             raise ConfigError(f"replay.capacity: {capacity} is not a size; give at least 1")
-        check_memory(capacity, required_bytes(capacity, spec))
+        if directory is None:
+            check_memory(capacity, required_bytes(capacity, spec))
         self.capacity = capacity
         self.spec = spec
         self.dtype = row_dtype(spec)
-        self.rows: npt.NDArray[np.uint8] = np.zeros((capacity, self.dtype.itemsize), np.uint8)
+        self.rows: npt.NDArray[np.uint8] = disk.zeros((capacity, self.dtype.itemsize), np.dtype(np.uint8), directory)
+        self._is_in_memory = directory is None
         self.num_inserted = 0
         self._first_key = 0  # above 0 only after loading from a smaller ring: older keys were never here
         self._records = self.rows.view(self.dtype)[:, 0]
@@ -110,8 +115,8 @@ class RingStorage:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the full ring."""
-        return self.rows.nbytes
+        """Bytes in memory of the full ring."""
+        return self.rows.nbytes if self._is_in_memory else 0
 
     def insert(self, transitions: Transitions | PackedTransitions) -> IntArray:
         """Writes N transitions over the oldest rows.

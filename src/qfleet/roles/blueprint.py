@@ -6,9 +6,11 @@ import copy
 import dataclasses
 import importlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 import torch
+from torch import nn
 
 from qfleet.algos.base import (
     ActingAlgorithm,
@@ -28,10 +30,11 @@ from qfleet.envs.source import EnvFactory
 from qfleet.envs.vector import EnvBatch
 from qfleet.errors import ConfigError
 from qfleet.networks.flat import FlatNetwork
+from qfleet.networks.path import ComputePath, choose_path
 from qfleet.networks.torso import NetworkConfig
 from qfleet.replay.buffer import Replay
 from qfleet.replay.layout import is_frame_stack, looks_like_frames
-from qfleet.replay.storage import required_bytes
+from qfleet.replay.storage import RingStorage, Storage, required_bytes
 from qfleet.replay.uniform import UniformReplay
 from qfleet.seeding import derive_generator, derive_seed
 from qfleet.types import EnvSpec, ParamSnapshot
@@ -117,13 +120,32 @@ class Blueprint:
         """Vector steps of one `collect` call: as the strategy says, but a rollout is made whole."""
         return self.algo.rollout_steps if isinstance(self.algo, RolloutConfig) else collect_steps
 
-    def build_network(self, *, trainable: bool = True) -> FlatNetwork:
-        """A network with the run's first weights: the same ones in every role."""
+    def build_module(self) -> nn.Module:
+        """The network's layers with the run's first weights: the same ones in every role."""
         # torch's initialisers know only the global generator, so it is borrowed and given back.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive_seed(self.seed, "network"))
-            module = self.build_algorithm().build_network(self.network, self.spec)
-        network = FlatNetwork(module, self.device, trainable=trainable)
+            return self.build_algorithm().build_network(self.network, self.spec)
+
+    def compute_path(self) -> ComputePath:
+        """How networks are computed on this machine."""
+        return choose_path(self.network, self.build_module(), self.device)
+
+    def compile_update(self) -> None:
+        """Have torch.compile do its work now, for the networks and the batch size of this run."""
+        if isinstance(self.algo, EpochsConfig | ReplayAlgorithmConfig):
+            obs = torch.zeros(self.batch_size, *self.spec.obs_shape, dtype=getattr(torch, self.spec.obs_dtype))
+            network, obs = self.build_network(), obs.to(self.device)
+            network.backpropagate(obs, lambda output: (torch.zeros_like(output), None))
+            if self.algo.has_target:
+                network.infer(obs)
+                copy_network(network).infer(obs)
+
+    def build_network(self, *, trainable: bool = True) -> FlatNetwork:
+        """A network with the run's first weights: the same ones in every role."""
+        module = self.build_module()
+        path = choose_path(self.network, module, self.device)
+        network = FlatNetwork(module, self.device, trainable=trainable, path=path)
         if self.initial is not None:
             network.load(self.initial)
         return network
@@ -143,11 +165,15 @@ class Blueprint:
     def build_replay(self, name: str) -> Replay:
         """An empty replay of the configured kind for the role called `name`."""
         generator, capacity = derive_generator(self.seed, name, "replay"), self.replay.capacity
-        storage = None
+        directory = replay_directory(self.replay)
+        storage: Storage | None = None
         if stores_frames_once(self.replay, self.spec):
             from qfleet.replay.frames import FrameStorage  # loads numba, which a uniform replay can do without
 
-            storage = FrameStorage(capacity, self.spec)
+            is_compressed = self.replay.compression is not None
+            storage = FrameStorage(capacity, self.spec, directory=directory, is_compressed=is_compressed)
+        elif directory is not None:
+            storage = RingStorage(capacity, self.spec, directory)
         if self.replay.sampler == "uniform":
             return UniformReplay(capacity, self.spec, generator, storage=storage)
         from qfleet.replay.prioritized import PrioritizedReplay  # loads numba
@@ -192,20 +218,22 @@ def pace_of(algo: AlgorithmConfig, replay: ReplayConfig, num_envs: int) -> Repla
 
 def copy_network(network: FlatNetwork) -> FlatNetwork:
     """A frozen twin with its own vectors (a target network)."""
-    twin = FlatNetwork(copy.deepcopy(network.module), network.vector.device, trainable=False)
+    twin = FlatNetwork(copy.deepcopy(network.module), network.vector.device, trainable=False, path=network.path)
     if network.layout_hash != twin.layout_hash:
         raise AssertionError("a copy has another layout")
     return twin
 
 
 def replay_bytes(config: ReplayConfig, spec: EnvSpec) -> int:
-    """Bytes of a full replay, what it draws by included."""
+    """Bytes in memory of a full replay, what it draws by included."""
+    directory = replay_directory(config)
     if stores_frames_once(config, spec):
         from qfleet.replay.frames import required_frame_bytes  # loads numba
 
-        rows = required_frame_bytes(config.capacity, spec)
+        is_compressed = config.compression is not None
+        rows = required_frame_bytes(config.capacity, spec, directory=directory, is_compressed=is_compressed)
     else:
-        rows = required_bytes(config.capacity, spec)
+        rows = required_bytes(config.capacity, spec) if directory is None else 0
     if config.sampler == "uniform":
         return rows
     from qfleet.replay.sum_tree import tree_bytes  # loads numba
@@ -213,17 +241,39 @@ def replay_bytes(config: ReplayConfig, spec: EnvSpec) -> int:
     return rows + tree_bytes(config.capacity)
 
 
+def replay_directory(config: ReplayConfig) -> Path | None:
+    """Where observations lie in a file; None keeps them in memory."""
+    return None if config.directory is None else Path(config.directory)
+
+
+def disk_bytes(config: ReplayConfig, spec: EnvSpec) -> int:
+    """Bytes of the file in which a replay keeps its observations; 0 without one."""
+    if config.directory is None:
+        return 0
+    if stores_frames_once(config, spec):
+        from qfleet.replay.frames import disk_frame_bytes  # loads numba
+
+        return disk_frame_bytes(config.capacity, spec)
+    return required_bytes(config.capacity, spec)
+
+
 def stores_frames_once(config: ReplayConfig, spec: EnvSpec) -> bool:
     """Whether replay keeps each frame once: as configured, "auto" where observations look like stacks of frames.
 
     Raises:
-        ConfigError: it was asked for, and observations are no stacks of frames.
+        ConfigError: it was asked for, or frames are to be compressed, and observations are no stacks of frames.
     """
-    if config.store_frames_once == "auto":
+    if config.compression is not None and (config.directory is not None or config.store_frames_once is False):
+        other = "directory" if config.directory is not None else "store_frames_once"
+        raise ConfigError(
+            f"replay.compression = {config.compression!r} is for frames that are stored once, in memory; "
+            f"leave it out, or replay.{other}"
+        )
+    if config.store_frames_once == "auto" and config.compression is None:
         return looks_like_frames(spec)
-    if config.store_frames_once and not is_frame_stack(spec):
+    if config.store_frames_once and not is_frame_stack(spec):  # "auto" comes here where frames are to be compressed
         raise ConfigError(
             f"replay.store_frames_once: observations of {spec.env_id} are {spec.obs_dtype} {list(spec.obs_shape)}, "
             "not stacks of frames (uint8 [K, H, W]); set it to false"
         )
-    return config.store_frames_once
+    return bool(config.store_frames_once)

@@ -7,6 +7,8 @@ collect: actor -> n-step adder -> replay          train: replay -> learner -> pa
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from qfleet.replay.rollouts import RolloutBuffer
 from qfleet.roles.actor import BaseActor
 from qfleet.roles.blueprint import Blueprint
 from qfleet.roles.experience import build_experience
-from qfleet.roles.learner import BaseLearner, Learner, RolloutLearner
+from qfleet.roles.learner import BaseLearner, Drawn, Learner, RolloutLearner
 from qfleet.roles.state_file import read_state, write_state
 from qfleet.types import Progress, Receipt, Reply, SavedFile
 
@@ -38,6 +40,7 @@ class Worker:
         self.learner = self.build_learner(blueprint)
         self.experience = build_experience(blueprint, name, self.learner.online, rank, num_workers)
         self.batch_size = blueprint.batch_size
+        self._prefetches = prefetches(blueprint)
         self._own_paths: set[str] = set()  # files that hold this very replay's rows: a later save may keep them
 
     @property
@@ -60,9 +63,10 @@ class Worker:
         learner, experience = self.learner, self.experience
         clock = time.perf_counter
         learning = drawing = loss = value = 0.0
+        draws = self._draws(num_updates)
         for _ in range(num_updates):
             started = clock()
-            drawn = experience.draw(self.batch_size)
+            drawn = next(draws)
             sampled = clock()
             priority = learner.learn(drawn)
             learned = clock()
@@ -77,6 +81,24 @@ class Worker:
         receipt.seconds = {"replay": drawing, "learner": learning}
         receipt.metrics = learner.metrics(loss / num_updates, value / num_updates)
         return receipt
+
+    def _draws(self, num_updates: int) -> Iterator[Drawn]:
+        """What `num_updates` updates are made from; the next one is drawn while the learner works on one, where it may.
+
+        The draws are the same ones: only this draws from the replay's generator, and nothing is inserted meanwhile.
+        """
+        draw, size = self.experience.draw, self.batch_size
+        if not self._prefetches or num_updates == 1:
+            for _ in range(num_updates):
+                yield draw(size)
+            return
+        with ThreadPoolExecutor(1, "prefetch") as thread:
+            drawing = thread.submit(draw, size)
+            for left in range(num_updates - 1, -1, -1):
+                drawn = drawing.result()
+                if left:
+                    drawing = thread.submit(draw, size)
+                yield drawn
 
     def snapshot(self) -> Reply:
         """The current parameters, as payload."""
@@ -131,6 +153,17 @@ class Worker:
     def close(self) -> None:
         """Close the environments."""
         self.actor.close()
+
+
+def prefetches(blueprint: Blueprint) -> bool:
+    """Whether the next sample is drawn during an update: where that leaves the draws as they are, and saves time.
+
+    Priorities change with each update, so nothing can be drawn by them before. With replay in memory and the learner
+    on the same cores a second thread would only take time from it.
+    """
+    replay = blueprint.replay
+    takes_time = blueprint.device != "cpu" or replay.directory is not None or replay.compression is not None
+    return takes_time and replay.sampler == "uniform" and not blueprint.learns_from_rollouts
 
 
 State = tuple[dict[str, np.ndarray], dict[str, object], dict[str, object]]

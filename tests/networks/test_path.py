@@ -1,0 +1,174 @@
+"""Every way to compute a network against the reference: the same function, up to its precision."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from qfleet.networks import path as paths
+from qfleet.networks.flat import FlatNetwork
+from qfleet.networks.heads import DuelingHead, QNetwork
+from qfleet.networks.path import REFERENCE, ComputePath, choose_path, cpu_flags, torso_features
+from qfleet.networks.torso import NetworkConfig, Torso
+
+BFLOAT16 = ComputePath("bfloat16")
+SHAPE = (2, 36, 40)
+
+
+def build(obs_dtype: str = "uint8", config: NetworkConfig | None = None) -> QNetwork:
+    torch.manual_seed(3)
+    torso = Torso(config or NetworkConfig(hidden=(32,)), SHAPE, obs_dtype)
+    return QNetwork(torso, DuelingHead(torso.num_features, 3, noisy=False))
+
+
+def large() -> QNetwork:
+    """64 features x 8,192, and some: above the 400,000 parameters from which on a path is worth its overhead."""
+    return build(config=NetworkConfig(hidden=(8192,)))
+
+
+def observations(num: int = 16) -> torch.Tensor:
+    return torch.randint(0, 256, (num, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(num))
+
+
+def output_and_gradient(path: ComputePath, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    network = FlatNetwork(build(), path=path)
+
+    def gradient_of(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return values / values.numel(), values
+
+    values = network.backpropagate(obs, gradient_of)
+    assert network.gradient is not None
+    return values, network.gradient
+
+
+@pytest.fixture
+def set_flags(monkeypatch: pytest.MonkeyPatch):
+    """Makes the processor one of these flags, with or without a compiler."""
+
+    def set_(*flags: str, compiler: bool = True) -> None:
+        monkeypatch.setattr(paths, "cpu_flags", lambda: frozenset(flags))
+        monkeypatch.setattr(paths.shutil, "which", lambda name: "/usr/bin/" + name if compiler else None)
+
+    return set_
+
+
+def test_bfloat16_gives_the_references_values_and_gradient_up_to_its_precision() -> None:
+    obs = observations()
+    (values, gradient), (expected, reference) = (output_and_gradient(path, obs) for path in (BFLOAT16, REFERENCE))
+    assert values.dtype == gradient.dtype == torch.float32
+    assert not torch.equal(values, expected)  # or the path was not taken
+    # bfloat16 rounds by at most 2^-9 = 0.2%; a handful of layers add up to a few of these
+    assert float((values - expected).norm() / expected.norm()) < 0.01
+    assert float((gradient - reference).norm() / reference.norm()) < 0.03
+
+
+def test_the_head_is_computed_in_float32() -> None:
+    module, obs = build(), observations()
+    values = FlatNetwork(module, path=BFLOAT16).infer(obs)
+    with torch.no_grad():
+        features = torso_features(module.torso, obs, "bfloat16", False)
+        assert torch.equal(values, module.head(features))
+
+
+def test_pixels_enter_bfloat16_as_the_reference_would_round_them() -> None:
+    obs = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(obs.to(torch.bfloat16).mul_(1.0 / 255.0), (obs.float() * (1.0 / 255.0)).bfloat16())
+
+
+def test_a_memory_format_changes_no_value() -> None:
+    obs = observations()
+    values, gradient = output_and_gradient(ComputePath(channels_last=True), obs)
+    expected, reference = output_and_gradient(REFERENCE, obs)
+    torch.testing.assert_close(values, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=1e-6)
+
+
+def test_normalised_observations_are_the_same_on_every_path() -> None:
+    config = NetworkConfig(hidden=(32,), normalize_observations=True)
+    networks = [FlatNetwork(build(config=config), path=path) for path in (BFLOAT16, REFERENCE)]
+    obs = observations()
+    for network in networks:
+        network.module.torso.observe(obs)
+    values, expected = (network.infer(obs) for network in networks)
+    assert float((values - expected).norm() / expected.norm()) < 0.02
+
+
+def test_a_few_observations_are_not_worth_a_conversion() -> None:
+    obs = observations(4)
+    assert torch.equal(FlatNetwork(build(), path=BFLOAT16).infer(obs), FlatNetwork(build()).infer(obs))
+
+
+@pytest.mark.parametrize(
+    ("flags", "compiler", "expected"),
+    [
+        (("avx2", "avx512f"), True, REFERENCE),
+        (("avx512f", "avx512_bf16"), True, BFLOAT16),
+        (("avx512_bf16", "amx_bf16"), True, ComputePath("bfloat16", channels_last=True, is_compiled=True)),
+        (("avx512_bf16", "amx_bf16"), False, BFLOAT16),
+    ],
+)
+def test_auto_follows_the_processor(set_flags, flags, compiler, expected) -> None:
+    set_flags(*flags, compiler=compiler)
+    assert choose_path(NetworkConfig(), large(), "cpu") == expected
+
+
+def test_what_is_asked_for_is_done_or_said(set_flags) -> None:
+    set_flags("avx512_bf16", "amx_bf16")
+    reference = NetworkConfig(precision="float32")
+    assert choose_path(reference, large(), "cpu") == REFERENCE
+    assert not choose_path(NetworkConfig(compile="never"), large(), "cpu").is_compiled
+    always = NetworkConfig(precision="float32", compile="always")
+    assert choose_path(always, build(), "cpu").describe() == "float32, compiled"
+    set_flags(compiler=False)
+    without = choose_path(always, build(), "cpu")
+    assert dataclasses.replace(without, note="") == REFERENCE
+    assert "needs a C++ compiler" in without.note
+
+
+def test_a_small_network_and_one_without_convolutions_are_left_alone(set_flags) -> None:
+    set_flags("avx512_bf16", "amx_bf16")
+    torso = Torso(NetworkConfig(), (4,), "float32")
+    assert choose_path(NetworkConfig(), QNetwork(torso, nn.Linear(128, 2)), "cpu") == REFERENCE
+    assert choose_path(NetworkConfig(), build(), "cpu") == REFERENCE
+    assert choose_path(NetworkConfig(), nn.Conv2d(4, 1, 8), "cpu") == REFERENCE
+
+
+def test_flags_are_read_as_the_kernel_writes_them(tmp_path: Path) -> None:
+    x86, arm = tmp_path / "x86", tmp_path / "arm"
+    x86.write_text("processor\t: 0\nflags\t\t: fpu avx512_bf16\nflags\t\t: other\n")
+    arm.write_text("processor\t: 0\nFeatures\t: fp asimd bf16\n")
+    assert cpu_flags(x86) == {"fpu", "avx512_bf16"}
+    assert cpu_flags(arm) == {"fp", "asimd", "bf16"}
+    assert cpu_flags(tmp_path / "none") == frozenset()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(paths.what_compiling_lacks("cpu")), reason="needs a C++ compiler")
+def test_what_is_compiled_fits_every_network_of_the_run_and_follows_the_vector() -> None:
+    from torch._dynamo.utils import counters
+
+    obs, path = observations(), ComputePath("float32", channels_last=True, is_compiled=True)
+    values, gradient = output_and_gradient(path, obs)
+    expected, reference = output_and_gradient(REFERENCE, obs)
+    torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gradient, reference, rtol=1e-3, atol=1e-5)
+    first, second = FlatNetwork(build(), path=path), FlatNetwork(build(), path=path, trainable=False)
+    first.infer(obs), second.infer(obs)
+    num_graphs = counters["stats"]["unique_graphs"]
+    for scale in (0.5, 2.0):
+        first.vector.mul_(scale)
+        second.vector.mul_(scale)
+        twin = FlatNetwork(build())
+        twin.vector.copy_(first.vector)
+        want = twin.infer(obs)
+        for network in (first, second):
+            torch.testing.assert_close(network.infer(obs), want, rtol=1e-3, atol=1e-4)
+        first.backpropagate(obs, lambda output: (output, None))
+        assert first.infer(observations(5)).shape == (5, 3)  # of another size than updates have: not compiled
+    assert counters["stats"]["unique_graphs"] == num_graphs
+    np.testing.assert_array_equal(list(counters["recompiles"]), [])
