@@ -13,10 +13,12 @@ from matplotlib.figure import Figure
 from qfleet.comparison.page import page
 from qfleet.comparison.picture import draw_picture
 from qfleet.comparison.report import write_report
-from qfleet.comparison.results import CellResult, Comparison, Curve, Estimate, VariantResult
-from qfleet.comparison.wording import interval, middle, notes, written
+from qfleet.comparison.results import CellResult, Comparison, VariantResult
+from qfleet.comparison.wording import notes
 from qfleet.errors import QfleetError
+from qfleet.report.estimates import Curve, Estimate
 from qfleet.report.palette import style_of
+from qfleet.report.wording import interval, middle, written
 
 XHTML = "{http://www.w3.org/1999/xhtml}"
 EMPTY = Curve([], [], [], [])

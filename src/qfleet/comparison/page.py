@@ -9,21 +9,12 @@ import math
 from collections.abc import Iterable
 from html import escape
 
-from qfleet.comparison.measures import AXES, MEASURES, Measure
 from qfleet.comparison.results import CellResult, Comparison, VariantResult
-from qfleet.comparison.wording import (
-    AXIS_TITLES,
-    NOTHING,
-    interval,
-    is_shown,
-    middle,
-    notes,
-    reached,
-    title_of,
-    written,
-)
+from qfleet.comparison.wording import is_shown, notes, reached, title_of
 from qfleet.report.frame import charts, choice, scrolled, td, th, write_page
 from qfleet.report.line_chart import Line, LineChart, line_chart
+from qfleet.report.measures import AXES, MEASURES, Measure
+from qfleet.report.wording import AXIS_TITLES, NOTHING, interval, middle, written
 
 
 def page(comparison: Comparison) -> str:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qfleet.comparison.results import Comparison
-from qfleet.comparison.wording import AXIS_TITLES, title_of
+from qfleet.comparison.wording import title_of
 from qfleet.errors import QfleetError
 from qfleet.report.palette import style_of
+from qfleet.report.wording import AXIS_TITLES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
