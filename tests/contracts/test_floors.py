@@ -36,6 +36,7 @@ FLOORS = {
             "tracker",
             "checkpoint",
             "metrics",
+            "remote_logs",
             "policy",
             "recipe",
             "recipes",

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -120,14 +120,42 @@ def _open_run(target: str) -> Player:
 def _open_onnx(target: str) -> Player:
     if not Path(target).is_file():
         raise UsageError(f"{target}: no such file")
-    # By name, for what reads the file stands on the same path as what serves it, and needs onnxruntime.
-    policy: Any = importlib.import_module("qfleet.onnx_policy").OnnxPolicy.read(target)
-    body = policy.description.body
+    # By name, so that neither onnxruntime nor httpx is asked for where only runs are evaluated.
+    policy: _Described = importlib.import_module("qfleet.onnx_policy").OnnxPolicy.read(target)
+    return _described(target, policy, policy.description.body)
+
+
+def _open_url(target: str) -> Player:
+    client: _Served = importlib.import_module("qfleet.client").PolicyClient(target, os.environ.get(TOKEN_VARIABLE))
+    return _described(target, client, client.describe())
+
+
+class _Acting(Protocol):
+    @property
+    def spec(self) -> EnvSpec: ...
+    def act(self, obs: Array, action_mask: BoolArray | None = None) -> int | IntArray: ...
+
+
+class _Description(Protocol):
+    @property
+    def body(self) -> Mapping[str, Any]: ...
+
+
+class _Described(_Acting, Protocol):
+    @property
+    def description(self) -> _Description: ...
+
+
+class _Served(_Acting, Protocol):
+    def describe(self) -> Mapping[str, Any]: ...
+
+
+def _described(target: str, policy: _Acting, body: Mapping[str, Any]) -> Player:
+    """A policy that says of itself what `qfleet export` wrote."""
     try:
-        env = EnvConfig.model_validate(body["env"])
-        facts = dict(body.get("facts", {}))
+        env, facts = EnvConfig.model_validate(body["env"]), dict(body.get("facts", {}))
         about = {
-            "algo": body["algo"],
+            "algo": str(body["algo"]),
             "version": facts.get("version"),
             "num_env_steps": facts.get("num_env_steps"),
             "validation_return": facts.get("mean_return"),
@@ -136,17 +164,6 @@ def _open_onnx(target: str) -> Player:
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{target}: its description is damaged ({type(error).__name__}: {error})") from error
     return Player(lambda *_: _batched(policy.act), policy.spec, env, about=about)
-
-
-def _open_url(target: str) -> Player:
-    client: Any = importlib.import_module("qfleet.client").PolicyClient(target, os.environ.get(TOKEN_VARIABLE))
-
-    def act(obs: Array, action_mask: BoolArray | None) -> IntArray:
-        if action_mask is not None:
-            raise UsageError(f"{target}: a served policy takes no action masks; evaluate the run or its ONNX file")
-        return np.asarray(client.act(obs), dtype=np.int64).reshape(len(obs))
-
-    return Player(lambda *_: act, None, None)
 
 
 def _open_random(target: str) -> Player:

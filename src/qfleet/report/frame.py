@@ -33,8 +33,9 @@ label, .key-of { display: inline-flex; align-items: center; gap: .5rem; min-heig
 input { width: 1.1rem; height: 1.1rem; flex: none; }
 .key { flex: none; width: 2rem; height: .6rem; }
 figure { margin: 0; }
-figcaption { font-weight: 600; }
-.charts { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); }
+figcaption { color: var(--quiet); padding-left: .25rem; }
+.key-of { margin-right: 1rem; }
+.charts { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); }
 svg { display: block; width: 100%; height: auto; }
 svg text { fill: var(--quiet); font-size: 12px; }
 .grid { stroke: var(--rule); stroke-width: .7; }
@@ -44,8 +45,8 @@ svg text { fill: var(--quiet); font-size: 12px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: .5rem .75rem; text-align: right; border-bottom: 1px solid var(--rule); white-space: nowrap; }
 th:first-child, td.text { text-align: left; }
-td.text { white-space: normal; overflow-wrap: anywhere; min-width: 9rem; }
-tbody th { font-weight: 600; background: var(--ground); white-space: normal; overflow-wrap: anywhere; min-width: 9rem; }
+td.text { white-space: normal; overflow-wrap: break-word; min-width: 9rem; }
+tbody th { font-weight: 600; background: var(--ground); white-space: normal; min-width: 9rem; }
 td small, th small { display: block; font-weight: 400; }
 thead th { background: var(--raised); }
 tr:last-child > * { border-bottom: 0; }
@@ -108,10 +109,18 @@ def choice(labels: Sequence[str], legend: str = "Shown in the charts") -> Iterab
     yield "</fieldset>"
 
 
-def charts(drawn: Iterable[str]) -> Iterable[str]:
-    """Charts beside each other, as many as there is room for; those that are empty are left out."""
+def charts(drawn: Iterable[str], captions: Sequence[str] = ()) -> Iterable[str]:
+    """Charts beside each other, as many as there is room for; those that are empty are left out.
+
+    Args:
+        drawn: SVG, or "".
+        captions: what stands above each; none of them, or as many as there are charts.
+    """
     yield '<div class="charts">'
-    yield from (f"<figure>{one}</figure>" for one in drawn if one)
+    for place, one in enumerate(drawn):
+        if one:
+            caption = f"<figcaption>{escape(captions[place])}</figcaption>" if captions else ""
+            yield f"<figure>{caption}{one}</figure>"
     yield "</div>"
 
 
