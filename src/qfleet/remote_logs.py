@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -81,7 +82,7 @@ class WandbLog:
     def __init__(self, project: str, config: RunConfig, run_dir: Path) -> None:
         import wandb
 
-        run_id = _known(run_dir).get(self.name) or wandb.util.generate_id()
+        run_id = _known(run_dir).get(self.name) or uuid.uuid4().hex[:8]
         self._run: Any = wandb.init(
             project=project,
             id=run_id,
@@ -94,7 +95,7 @@ class WandbLog:
         # Its own step may not go back, which a resumed run's does.
         self._run.define_metric("num_env_steps")
         self._run.define_metric("*", step_metric="num_env_steps")
-        _remember(run_dir, self.name, str(run_id))
+        _remember(run_dir, self.name, run_id)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Numbers by name, at an env step."""

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
 from qfleet.config import EvaluationConfig
 from qfleet.envs.config import EnvConfig
-from qfleet.envs.make import make_env_batch
-from qfleet.errors import UsageError
+from qfleet.envs.make import make_env_batch, probe_spec
+from qfleet.errors import CheckpointError, UsageError
 from qfleet.evaluation.episodes import BLOCK_NATIVE, BLOCK_SINGLE, make_plan, play
 from qfleet.evaluation.players import find_env, open_player
-from qfleet.types import IntArray
+from qfleet.types import Array, BoolArray, IntArray
 
 UNEVEN = EnvConfig(id="qfleet/ShortOrLong-v0", kwargs={"short": 1, "long": 20})
 LIMITS = EvaluationConfig(max_episode_steps=30)
@@ -107,3 +109,54 @@ def test_nothing_of_that_name_is_one_line(tmp_path: Path) -> None:
         open_player(str(tmp_path / "nowhere"))
     with pytest.raises(UsageError, match="name it with --env"):
         find_env(open_player("random"), None)
+
+
+class Served:
+    """Has the surface of an exported policy (OnnxPolicy) and of a served one (PolicyClient): action 1, always."""
+
+    asked: ClassVar[list[tuple[str, ...]]] = []
+
+    def __init__(self, url: str, token: str | None = None) -> None:
+        self.asked.append((url, str(token)))
+        env = {"id": "qfleet/ShortOrLong-v0", "kwargs": {"short": 2, "long": 3}}
+        self.body = {"env": env, "algo": "dqn", "facts": {"version": 7, "num_env_steps": 90, "mean_return": 2.5}}
+        self.spec = probe_spec(EnvConfig.model_validate(env))
+        self.description = self
+
+    @classmethod
+    def read(cls, path: str) -> Served:
+        return cls(path)
+
+    def describe(self) -> dict[str, Any]:
+        return self.body
+
+    def act(self, obs: Array, action_mask: BoolArray | None = None) -> IntArray:
+        return np.ones(len(obs), dtype=np.int64)
+
+
+@pytest.mark.parametrize("kind", ["onnx", "url"])
+def test_exported_and_served_policies_say_what_they_are_for(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QFLEET_TOKEN", "secret")
+    name, module = ("OnnxPolicy", "qfleet.onnx_policy") if kind == "onnx" else ("PolicyClient", "qfleet.client")
+    fake: Any = ModuleType(module)
+    setattr(fake, name, Served)
+    monkeypatch.setitem(sys.modules, module, fake)
+    target = str(tmp_path / "p.onnx") if kind == "onnx" else "http://127.0.0.1:1"
+    (tmp_path / "p.onnx").write_bytes(b"")
+    player = open_player(target)
+    assert Served.asked[-1] == (target, "None" if kind == "onnx" else "secret")
+    assert (player.about["version"], player.about["num_env_steps"], player.about["algo"]) == (7, 90, "dqn")
+    episodes = play(make_plan(target, find_env(player, None), LIMITS, 40, seed=0))
+    assert set(episodes.returns) == {2.0, 3.0}
+    assert episodes.actions.tolist() == [0, sum(episodes.lengths)]
+
+
+def test_a_description_that_is_damaged_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake: Any = ModuleType("qfleet.client")
+    fake.PolicyClient = Served
+    monkeypatch.setitem(sys.modules, "qfleet.client", fake)
+    monkeypatch.setattr(Served, "describe", lambda self: {"env": {"decoy": 1}})
+    with pytest.raises(CheckpointError, match="http://x: its description is damaged"):
+        open_player("http://x")

@@ -40,7 +40,7 @@ def test_one_run(write_run: WriteRun) -> None:
     assert title_of(report) == "CartPole-v1: dqn x serial x inline, seed 4"
     for part in [
         "1 run: 1 finished; 200 env steps.", "A single seed says nothing of the spread", "env steps to it",
-        "reached its target1 of 1", "environmentlearnerwaiting", "50%30%20%", "8.007.902,000200",
+        "reached its target", "1 of 1", "environmentlearnerwaiting", "50%30%20%", "8.007.902,000200",
         "killedtimeout", "13", "algo.gamma", "qfleet report 'a&b'", "Dotted: the target, 25",
     ]:  # fmt: skip
         assert part in text, part

@@ -65,7 +65,7 @@ DAMAGE = {
     "bytes": (lambda path: (path / "metrics.jsonl").write_bytes(b"\xff\xfe\x00"), "a damaged run (UnicodeDecodeError"),
     "text for numbers": (
         lambda path: (path / "metrics.jsonl").write_text('{"kind": "evaluation", "num_env_steps": "x"}\n'),
-        "a damaged run (KeyError",
+        "a damaged run (ValueError",
     ),
 }
 

@@ -27,7 +27,6 @@ class FakeWandb(ModuleType):
         self.defined: list[tuple[str, str | None]] = []
         self.num_finished = 0
         self.fails_at = 10**9
-        self.util = SimpleNamespace(generate_id=lambda: "w1")
         self.Settings = dict
 
     def init(self, **asked: Any) -> FakeWandb:
@@ -116,7 +115,7 @@ def test_wandb_gets_what_metrics_jsonl_gets_and_goes_on_after_a_resume(experimen
     run = experiment(ENV, {"logging.wandb": "fleet"})
     run.run()
     (asked,) = wandb.inits
-    assert (asked["project"], asked["id"], asked["name"]) == ("fleet", "w1", "run")
+    assert (asked["project"], asked["name"], asked["resume"]) == ("fleet", "run", "allow")
     assert asked["config"]["algo"]["name"] == "dqn"
     assert ("*", "num_env_steps") in wandb.defined
     told = [(line["num_env_steps"], line["train/num_updates"]) for line in wandb.lines if "train/num_updates" in line]
@@ -125,9 +124,8 @@ def test_wandb_gets_what_metrics_jsonl_gets_and_goes_on_after_a_resume(experimen
         record["mean_return"] for record in of_kind(run.run_dir, "evaluation")
     ]
     assert wandb.num_finished == 1
-    wandb.util.generate_id = lambda: "another"
     Experiment.resume(run.run_dir, {"stop.max_env_steps": 500}).run()
-    assert wandb.inits[1]["id"] == "w1"
+    assert wandb.inits[1]["id"] == asked["id"]
 
 
 def test_mlflow_gets_numbers_and_settings_and_goes_on_after_a_resume(experiment: Any, mlflow: FakeMlflow) -> None:
@@ -172,7 +170,7 @@ def test_a_damaged_note_begins_a_new_run(experiment: Any, wandb: FakeWandb) -> N
     run = experiment(ENV, {"logging.wandb": "fleet"})
     run.run()
     (run.run_dir / "remote_logs.json").write_text("[]")
-    wandb.util.generate_id = lambda: "w2"
     Experiment.resume(run.run_dir, {"stop.max_env_steps": 500}).run()
-    assert wandb.inits[1]["id"] == "w2"
-    assert json.loads((run.run_dir / "remote_logs.json").read_text()) == {"wandb": "w2"}
+    first, second = (asked["id"] for asked in wandb.inits)
+    assert first != second
+    assert json.loads((run.run_dir / "remote_logs.json").read_text()) == {"wandb": second}

@@ -75,6 +75,10 @@ def rendering_env(config: EnvConfig) -> gym.Env[Any, Any]:
     Raises:
         QfleetError: it cannot, or needs a package that is not installed.
     """
+    plain = find_source(config).build()
+    plain.close()
+    if "rgb_array" not in plain.metadata.get("render_modes", ()):
+        raise QfleetError(f"{config.id} draws no frames (it has no render_mode rgb_array)")
     return find_source(config.model_copy(update={"kwargs": {**config.kwargs, "render_mode": "rgb_array"}})).build()
 
 
@@ -104,7 +108,7 @@ def _play(env: gym.Env[Any, Any], policy: Any, seed: int) -> tuple[list[Frame], 
 def _drawn(env: gym.Env[Any, Any]) -> Frame:
     frame = env.render()
     if not isinstance(frame, np.ndarray) or frame.ndim != 3 or frame.shape[2] != 3:
-        raise QfleetError(f"{env.spec.id if env.spec else 'the environment'} draws no frames (render_mode rgb_array)")
+        raise QfleetError("render() gives no frame of three colours")
     every = -(-frame.shape[1] // FRAME_WIDTH)
     return shrink(frame.astype(np.uint8), every)
 

@@ -32,7 +32,7 @@ POLL_SECONDS = 1.0
 QUIET_POLLS = 15  # a line that says nothing, so that a browser that went away is found out
 MAX_STREAMS = 32
 TIMEOUT = 30.0  # of a client that says nothing
-# Takes over what is new between <main> and </main>; boxes and details stay as the reader left them.
+# Takes over what is new between <main> and </main>; boxes, details and the focus stay as the reader left them.
 SCRIPT = """
 "use strict";
 const events = new EventSource("events");
@@ -47,10 +47,14 @@ async function renew() {
   const open = Array.from(document.querySelectorAll("details"), function (one) { return one.open; });
   fresh.querySelectorAll("details").forEach(function (one, place) { one.open = open[place] || false; });
   const scrolled = Array.from(document.querySelectorAll(".scroll"), function (one) { return one.scrollLeft; });
+  const reached = "input, summary, .scroll";
+  const place = Array.from(document.querySelectorAll(reached)).indexOf(document.activeElement);
   document.title = fresh.title;
   document.querySelector("style").replaceWith(fresh.querySelector("style"));
   document.querySelector("main").replaceWith(document.adoptNode(fresh.querySelector("main")));
   document.querySelectorAll(".scroll").forEach(function (one, place) { one.scrollLeft = scrolled[place] || 0; });
+  const next = document.querySelectorAll(reached)[place];
+  if (next) { next.focus({ preventScroll: true }); }
 }
 events.addEventListener("changed", renew);
 """.strip()
