@@ -150,6 +150,8 @@ MEANINGS = {
     "checkpoint.keep": "How many of the newest stay.",
     "logging.every_env_steps": "Env steps between two lines of `metrics.jsonl`.",
     "logging.tensorboard": "Write TensorBoard events too.",
+    "logging.wandb": "Project of Weights & Biases that the same numbers go to (extra `wandb`).",
+    "logging.mlflow": "Tracking URI of the MLflow server or store that the same numbers go to (extra `mlflow`).",
     "init.from": "A run directory whose best policy gives a new run its first weights.",
 }
 

@@ -118,10 +118,12 @@ class CheckpointConfig(Section):
 
 
 class LoggingConfig(Section):
-    """How often a line goes to metrics.jsonl and TensorBoard."""
+    """How often a line goes to metrics.jsonl and TensorBoard, and where else it goes; see remote_logs.py."""
 
     every_env_steps: PositiveInt = 1_000
     tensorboard: bool = True
+    wandb: str | None = None
+    mlflow: str | None = None
 
 
 class InitConfig(Section):

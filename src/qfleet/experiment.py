@@ -33,6 +33,7 @@ from qfleet.machine import (
     choose_device,
     choose_num_threads,
     is_one_process,
+    note_machine,
     set_up_torch,
 )
 from qfleet.outcome import describe_memory, describe_roles, summarize
@@ -58,7 +59,6 @@ from qfleet.session import Session
 from qfleet.storage import write_file
 from qfleet.strategies.base import Counters, Event
 from qfleet.types import EnvSpec
-
 
 IN_RUN_DIR = "run"  # replay.directory: a folder in the run directory
 
@@ -217,6 +217,7 @@ class Experiment:
                 (self.run_dir / DETACHED_NAME).unlink(missing_ok=True)
             num_threads = set_up_torch(self.config, spec)
             compile_seconds = self._prepare(blueprint)
+            note_machine(self.run_dir, device=device, threads=str(num_threads))
             evaluated = getattr(strategy, "evaluation_blueprints", None)
             blueprints = None if evaluated is None else evaluated(blueprint, self.config.strategy)
             session = Session(self.config, blueprint, engine, strategy.run, self.run_dir, self._manifest, blueprints)

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
+import platform
+import time
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO
 
@@ -11,7 +16,9 @@ import torch
 
 from qfleet.errors import QfleetError, UsageError
 from qfleet.recipe import RunConfig, load_plugin
+from qfleet.storage import write_file
 from qfleet.types import EnvSpec
+from qfleet.version import __version__
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -58,6 +65,58 @@ def set_up_torch(config: RunConfig, spec: EnvSpec) -> int:
     if len(spec.obs_shape) >= 2:
         _keep_large_blocks()
     return num_threads
+
+
+MACHINE_NAME = "machine.json"
+MACHINE_FORMAT = 1
+MAX_STARTS = 100  # of one run that are remembered
+PACKAGES = ("numpy", "gymnasium", "ray", "ale-py")
+
+
+def describe_machine() -> dict[str, str]:
+    """What a number needs beside it to mean something."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cores": str(cores),
+        "gpu": device,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "qfleet": __version__,
+    }
+
+
+def note_machine(run_dir: Path, **beside: str) -> None:
+    """Add to run_dir/machine.json that the run starts, or goes on, here and now; a damaged file is begun anew.
+
+    Args:
+        run_dir: the run directory.
+        beside: what else is worth knowing, such as the device.
+    """
+    start = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **describe_machine(), **_versions(), **beside}
+    starts = [*read_machines(run_dir), start][-MAX_STARTS:]
+    body = {"format": MACHINE_FORMAT, "starts": starts}
+    write_file(run_dir, MACHINE_NAME, json.dumps(body, indent=1).encode())
+
+
+def read_machines(run_dir: Path) -> list[dict[str, str]]:
+    """Where a run was started and resumed, in order; empty where nothing was written, or nothing that can be read."""
+    try:
+        body = json.loads((run_dir / MACHINE_NAME).read_bytes())
+        return [{str(key): str(value) for key, value in start.items()} for start in body["starts"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def _versions() -> Mapping[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def _keep_large_blocks() -> None:

@@ -1,16 +1,20 @@
-"""What a run writes down while it goes: metrics.jsonl (the source of every curve) and TensorBoard events. Floor 6."""
+"""What a run writes down while it goes: metrics.jsonl (the source of every curve) and TensorBoard events.
+
+What goes elsewhere too is in remote_logs.py. Floor 6.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from qfleet.errors import QfleetError
 from qfleet.histogram import LagHistogram
+from qfleet.remote_logs import RemoteLog
 
 Record = dict[str, float | int | str | None]
 
@@ -23,9 +27,19 @@ class MetricsWriter:
         tensorboard: write TensorBoard events too, under run_dir/tensorboard.
         offset: length in bytes that metrics.jsonl is cut to first; a resumed run drops what came after its checkpoint.
         resumed_at: the env step of that checkpoint.
+        remote: where else numbers go; closed with this.
     """
 
-    def __init__(self, run_dir: Path, *, tensorboard: bool, offset: int = 0, resumed_at: int | None = None) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        tensorboard: bool,
+        offset: int = 0,
+        resumed_at: int | None = None,
+        remote: Sequence[RemoteLog] = (),
+    ) -> None:
+        self._remote = list(remote)
         self.path = run_dir / "metrics.jsonl"
         self._file = self.path.open("ab")
         self._file.truncate(min(offset, self.path.stat().st_size))
@@ -42,17 +56,17 @@ class MetricsWriter:
     ) -> None:
         """One record; `kind` is "train", "evaluation" or "event". Numbers go to TensorBoard too, and so do histograms.
 
+        A remote log that fails is left out from then on, and an event RemoteLogLost says so.
+
         Raises:
             QfleetError: the disk is full.
         """
         record = {"kind": kind, "num_env_steps": num_env_steps, **values}
+        numbers = {f"{kind}/{name}": float(value) for name, value in values.items() if isinstance(value, int | float)}
         try:
             self._file.write(json.dumps(record).encode() + b"\n")
             self._file.flush()
             if self._events is not None:
-                numbers = {
-                    f"{kind}/{name}": float(value) for name, value in values.items() if isinstance(value, int | float)
-                }
                 self._events.write(num_env_steps, numbers)
                 self._events.write_histograms(
                     num_env_steps, {f"{kind}/{name}": value for name, value in (histograms or {}).items()}
@@ -61,6 +75,13 @@ class MetricsWriter:
             raise QfleetError(
                 f"cannot write {self.path}: {error.strerror or error}; free space and --resume"
             ) from error
+        for log in list(self._remote):
+            try:
+                log.write(num_env_steps, numbers)
+            except Exception as error:  # its own errors have no common base; the run is worth more than its copy
+                self._remote.remove(log)
+                why = f"{type(error).__name__}: {error}"
+                self.write("event", num_env_steps, {"event": "RemoteLogLost", "log": log.name, "why": why})
 
     def close(self) -> None:
         """Close the files."""
@@ -70,6 +91,9 @@ class MetricsWriter:
         if self._events is not None:
             with contextlib.suppress(OSError):
                 self._events.close()
+        for log in self._remote:
+            with contextlib.suppress(Exception):
+                log.close()
 
 
 class EventLog:

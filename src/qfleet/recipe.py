@@ -78,6 +78,8 @@ PLUGIN_SECTIONS = {
 
 # By section, what decides nothing where an algorithm learns from rollouts instead of replay.
 UNREAD_BY_ROLLOUTS = {"replay": frozenset(ReplayConfig.model_fields), "strategy": frozenset({"collect_steps"})}
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """Environments that share recipes, called `<name>-<what it is>`.

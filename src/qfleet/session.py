@@ -19,6 +19,7 @@ from qfleet.metrics import MetricsWriter, Record
 from qfleet.networks.flat import vector_sha256
 from qfleet.notices import Notices
 from qfleet.recipe import RunConfig
+from qfleet.remote_logs import open_remote_logs
 from qfleet.roles.blueprint import Blueprint
 from qfleet.schedule import Moment, Schedule, has_reached, limit_met, target_return
 from qfleet.steering import Steering
@@ -112,6 +113,7 @@ class Session:
             tensorboard=config.logging.tensorboard,
             offset=self.schedule.metrics_offset,
             resumed_at=None if manifest is None else self.control.counters.num_env_steps,
+            remote=open_remote_logs(config, run_dir),
         )
         blueprints = {"": blueprint} if evaluation_blueprints is None else evaluation_blueprints
         self.validation = Validation(config, blueprints, engine, run_dir, self.control, self.schedule, self.metrics)

@@ -10,19 +10,12 @@ from typing import Any
 import pytest
 
 from qfleet.comparison.cells import Outcome
-from qfleet.comparison.measures import Trace, read_trace
 from qfleet.comparison.plan import Cell, Plan
-from qfleet.comparison.results import Comparison, compare, estimate, mean_curve
+from qfleet.comparison.results import Comparison, compare
+from qfleet.report.measures import read_trace
 
 MakePlan = Callable[..., Plan]
 Points = list[tuple[int, float]]
-
-
-def trace(points: Points) -> Trace:
-    import numpy as np
-
-    x = np.array([float(step) for step, _ in points])
-    return Trace({"env_steps": x, "updates": x / 10, "seconds": x / 1000}, np.array([y for _, y in points]))
 
 
 def write_cell(cell: Cell, points: Points, **summary: Any) -> Outcome:
@@ -105,30 +98,10 @@ def test_bytes_that_nobody_counted_are_unknown_not_zero(plan: MakePlan) -> None:
     assert "bytes_pushed" not in result.variants[0].measures
 
 
-def test_curve_is_the_mean_where_all_seeds_have_values() -> None:
-    # One seed from 100 to 300, the other from 200 to 600: in common 200 to 300.
-    curve = mean_curve([trace([(100, 0.0), (300, 20.0)]), trace([(200, 40.0), (600, 0.0)])], "env_steps")
-    assert (curve.x[0], curve.x[-1]) == (200.0, 300.0)
-    # At 200: 10 by the first line, 40 by the second. At 300: 20 and 30.
-    assert (curve.mean[0], curve.low[0], curve.high[0]) == (25.0, 10.0, 40.0)
-    assert (curve.mean[-1], curve.low[-1], curve.high[-1]) == (25.0, 20.0, 30.0)
-    assert mean_curve([trace([(100, 0.0), (300, 20.0)]), trace([(200, 40.0), (600, 0.0)])], "updates").x[0] == 20.0
-
-
-def test_curve_of_single_validations_is_a_point_and_of_none_is_empty() -> None:
-    assert mean_curve([trace([(100, 2.0)]), trace([(100, 4.0)])], "env_steps").mean == [3.0]
-    assert mean_curve([trace([(100, 2.0)]), trace([(200, 4.0)])], "env_steps").x == []
-    assert mean_curve([trace([])], "env_steps").x == []
-
-
 def test_validations_are_put_in_order(plan: MakePlan) -> None:
     (cell,) = plan("all_reduce", num_seeds=1).cells()
     write_cell(cell, [(300, 3.0), (100, 1.0), (200, 2.0)])
     assert read_trace(cell.run_dir).returns.tolist() == [1.0, 2.0, 3.0]
-
-
-def test_estimate_of_nothing_is_nothing() -> None:
-    assert estimate([]) is None
 
 
 def test_cells_that_failed_or_are_missing_are_told_and_left_out_of_the_numbers(plan: MakePlan) -> None:

@@ -37,6 +37,7 @@ FLOORS = {
             "tracker",
             "checkpoint",
             "metrics",
+            "remote_logs",
             "policy",
             "recipe",
             "recipes",

@@ -10,7 +10,7 @@ import pytest
 
 from qfleet.envs.config import EnvConfig
 from qfleet.envs.make import make_env_batch, probe_spec
-from qfleet.envs.toy import Bandit, Chain, Identity, MaskedChain, Script
+from qfleet.envs.toy import Bandit, Chain, Identity, MaskedChain, Script, ShortOrLong
 
 GAMMA = 0.9
 
@@ -111,3 +111,19 @@ def test_each_is_registered_and_keeps_gymnasiums_contract(name: str) -> None:
     obs, reward, *_ = env.step(1)
     assert env.observation_space.contains(obs)
     assert isinstance(reward, float)
+
+
+def test_short_and_long_episodes_pay_a_reward_a_step() -> None:
+    env = ShortOrLong(short=2, long=5)
+    lengths = []
+    env.reset(seed=0)
+    for _ in range(40):
+        rewards, is_over = 0.0, False
+        while not is_over:
+            obs, reward, is_over, truncated, _ = env.step(0)
+            rewards += reward
+            assert not truncated
+        assert rewards == env.lengths[int(obs.argmax())]
+        lengths.append(rewards)
+        env.reset()
+    assert set(lengths) == {2.0, 5.0}

@@ -12,10 +12,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from qfleet.cli.main import app
+from qfleet.envs.config import EnvConfig
 from qfleet.errors import EnvError, MissingExtraError, UsageError
+from qfleet.evaluation.players import Player, open_player
 from qfleet.evaluation.video import as_picture, check_video, record_episode
 from qfleet.experiment import Experiment
-from qfleet.policy import Policy, make_blueprint, read_policy
+from qfleet.policy import load_policy
+from qfleet.seeding import derive_seed
 
 pytest.importorskip("minatar")
 pytest.importorskip("ale_py")
@@ -49,18 +52,20 @@ def pong_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def policy_of(run: Path) -> tuple[Policy, Any]:
-    config, spec, snapshot, _ = read_policy(run / "best")
-    return Policy(make_blueprint(config, spec), snapshot), config.env
+def player_of(run: Path) -> tuple[Player, EnvConfig]:
+    player = open_player(str(run))
+    assert player.env is not None
+    return player, player.env
 
 
 def test_a_gif_shows_the_episode_that_the_policy_plays(minatar_run: Path, tmp_path: Path) -> None:
-    policy, env = policy_of(minatar_run)
-    film = record_episode(policy, env, tmp_path / "game.gif", seed=7, max_env_steps=500)
-    player = policy.make_env()
-    (obs, info), total, length, is_over = player.reset(seed=7), 0.0, 0, False
+    player, env = player_of(minatar_run)
+    film = record_episode(player, env, tmp_path / "game.gif", seed=7, max_env_steps=500)
+    policy = load_policy(minatar_run)
+    single = policy.make_env()
+    (obs, info), total, length, is_over = single.reset(seed=derive_seed(7, "video")), 0.0, 0, False
     while not is_over:
-        obs, reward, terminated, truncated, info = player.step(policy.act(np.asarray(obs), info.get("action_mask")))
+        obs, reward, terminated, truncated, info = single.step(policy.act(np.asarray(obs), info.get("action_mask")))
         total, length, is_over = total + float(reward), length + 1, terminated or truncated
     assert (film.episode_return, film.episode_length, film.is_complete) == (total, length, True)
     assert film.num_frames == length + 1  # the first board, and one for each step
@@ -74,8 +79,8 @@ def test_a_gif_shows_the_episode_that_the_policy_plays(minatar_run: Path, tmp_pa
 
 def test_an_mp4_has_every_frame_of_the_emulator(pong_run: Path, tmp_path: Path) -> None:
     ffmpeg = pytest.importorskip("imageio_ffmpeg")
-    policy, env = policy_of(pong_run)
-    film = record_episode(policy, env, tmp_path / "pong.mp4", seed=7, max_env_steps=3)
+    player, env = player_of(pong_run)
+    film = record_episode(player, env, tmp_path / "pong.mp4", seed=7, max_env_steps=3)
     assert (film.num_frames, film.fps, film.episode_length, film.is_complete) == (1 + 3 * 4, 60.0, 3, False)
     assert ffmpeg.count_frames_and_secs(str(film.path))[0] == 13
     facts = next(ffmpeg.read_frames(str(film.path)))
@@ -95,8 +100,8 @@ def test_the_command_records_and_tells(minatar_run: Path, tmp_path: Path) -> Non
 
 
 def test_a_frame_rate_that_a_gif_cannot_have_leaves_frames_out(pong_run: Path, tmp_path: Path) -> None:
-    policy, env = policy_of(pong_run)
-    film = record_episode(policy, env, tmp_path / "pong.gif", seed=7, max_env_steps=3)
+    player, env = player_of(pong_run)
+    film = record_episode(player, env, tmp_path / "pong.gif", seed=7, max_env_steps=3)
     assert film.num_frames == 13
     with Image.open(film.path) as image:
         assert image.n_frames <= 7  # type: ignore[attr-defined]  # frames 0, 2, .., 12, equal ones merged
@@ -104,14 +109,14 @@ def test_a_frame_rate_that_a_gif_cannot_have_leaves_frames_out(pong_run: Path, t
 
 
 def test_refusals(minatar_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    policy, env = policy_of(minatar_run)
+    player, env = player_of(minatar_run)
     with pytest.raises(UsageError, match=r"write a file that ends in \.mp4 or \.gif"):
         check_video(tmp_path / "game.avi")
     with pytest.raises(UsageError, match="there is no folder"):
         check_video(tmp_path / "nowhere" / "game.gif")
     silent = env.model_copy(update={"id": "qfleet/Identity-v0", "max_episode_steps": None})
     with pytest.raises(UsageError, match="qfleet/Identity-v0 draws no pictures"):
-        record_episode(policy, silent, tmp_path / "game.gif", seed=7, max_env_steps=5)
+        record_episode(player, silent, tmp_path / "game.gif", seed=7, max_env_steps=5)
     with pytest.raises(EnvError, match=r"drew float64 \[2, 2, 3\]"):
         as_picture(np.zeros((2, 2, 3)))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

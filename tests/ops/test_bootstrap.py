@@ -24,6 +24,14 @@ def test_resamples_of_many_values_are_drawn_from_a_fixed_seed() -> None:
     assert any(len(set(row)) < 6 for row in drawn.tolist()), "with replacement"
 
 
+def test_many_values_are_resampled_in_parts_that_are_the_same_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.arange(9.0) ** 2
+    whole, interval = resamples(9), bootstrap_interval(values)
+    monkeypatch.setattr("qfleet.ops.bootstrap.MAX_DRAWN", 9 * 777)
+    assert (resamples(9) == whole).all()
+    assert bootstrap_interval(values) == interval
+
+
 def test_three_seeds_give_least_to_most_at_95_percent() -> None:
     # The lowest resample (1, 1, 1) has probability 1/27 = 3.7%, more than the 2.5% that is cut off below.
     low, high = bootstrap_interval([1.0, 4.0, 10.0])

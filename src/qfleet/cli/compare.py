@@ -183,7 +183,7 @@ def cell_line(outcome: Outcome) -> str:
 
 def result_line(comparison: Comparison, folder: Path) -> str:
     """A comparison in one line."""
-    from qfleet.comparison.wording import middle
+    from qfleet.report.wording import middle
 
     scores = [f"{one.label} {middle(one.measures.get('held_out_return'), 'return')}" for one in comparison.variants]
     return f"{comparison.env}: held-out return {', '.join(scores)}, {folder}"
@@ -195,8 +195,9 @@ def table(comparison: Comparison, names: tuple[str, ...]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from qfleet.comparison.measures import MEASURES
-    from qfleet.comparison.wording import interval, is_shown, middle, reached, title_of
+    from qfleet.comparison.wording import is_shown, reached, title_of
+    from qfleet.report.measures import MEASURES
+    from qfleet.report.wording import interval, middle
 
     chosen = [measure for measure in MEASURES if measure.name in names and is_shown(measure, comparison)]
     shown = Table(box=box.SIMPLE_HEAD, show_edge=False)

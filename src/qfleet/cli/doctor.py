@@ -30,6 +30,8 @@ EXTRAS = {
     "onnx": ("onnxscript", "qfleet export --format onnx"),
     "client": ("httpx", "qfleet.client: asking a served policy"),
     "serve": ("uvicorn", "qfleet serve"),
+    "wandb": ("wandb", "logging.wandb: numbers to Weights & Biases too"),
+    "mlflow": ("mlflow", "logging.mlflow: numbers to MLflow too"),
 }
 MIN_PYTHON = (3, 11)
 GIB = 1 << 30

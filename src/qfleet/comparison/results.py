@@ -7,55 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-
 from qfleet.comparison.cells import Outcome
-from qfleet.comparison.measures import AXES, MEASURES, Measured, Trace, read_trace
 from qfleet.comparison.plan import Plan, Variant
-from qfleet.ops.bootstrap import Statistic, bootstrap_interval
+from qfleet.machine import describe_machine
 from qfleet.outcome import describe_roles
+from qfleet.report.estimates import Curve, Estimate, estimate, mean_curve
+from qfleet.report.measures import AXES, MEASURES, Measured, read_trace
 from qfleet.version import __version__
 
 FORMAT = 1
-LEVEL = 0.95
-NUM_POINTS = 80  # of a curve
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A number over seeds.
-
-    Attributes:
-        value: mean or median; infinity where half the seeds or more never got there.
-        low, high: the interval.
-        seeds: each seed's own number, in the order of seeds; without those that have none.
-    """
-
-    value: float
-    low: float
-    high: float
-    seeds: list[float]
-
-    @property
-    def num_finite(self) -> int:
-        """How many seeds got there."""
-        return sum(math.isfinite(value) for value in self.seeds)
-
-
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """Mean validation return over seeds, with its interval, where all seeds have values."""
-
-    x: list[float]
-    mean: list[float]
-    low: list[float]
-    high: list[float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,45 +126,6 @@ def compare(plan: Plan, outcomes: Sequence[Outcome], command: str) -> Comparison
     )
 
 
-def estimate(values: Sequence[float], statistic: Statistic = "mean") -> Estimate | None:
-    """A number over seeds with its interval; None without values."""
-    if not values:
-        return None
-    low, high = bootstrap_interval(values, statistic, LEVEL)
-    value = np.median(values) if statistic == "median" else np.mean(values)
-    return Estimate(float(value), float(low), float(high), list(values))
-
-
-def mean_curve(traces: Sequence[Trace], axis: str) -> Curve:
-    """The mean of several seeds' curves with its interval, each joined by straight lines between its validations.
-
-    It goes from where the last seed was first validated to where the first seed ended: beyond that a mean would be of
-    fewer seeds. Empty where the seeds have no such part in common.
-    """
-    found = [(trace.axes[axis], trace.returns) for trace in traces if len(trace.returns)]
-    if not found or max(x[0] for x, _ in found) > min(x[-1] for x, _ in found):
-        return Curve([], [], [], [])
-    begin, end = max(x[0] for x, _ in found), min(x[-1] for x, _ in found)
-    grid = np.linspace(begin, end, NUM_POINTS) if end > begin else np.array([begin])
-    values = np.stack([np.interp(grid, x, returns) for x, returns in found])
-    low, high = bootstrap_interval(values, "mean", LEVEL)
-    return Curve(grid.tolist(), values.mean(axis=0).tolist(), low.tolist(), high.tolist())
-
-
-def describe_machine() -> dict[str, str]:
-    """What a number needs beside it to mean something."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return {
-        "platform": f"{platform.system()} {platform.machine()}",
-        "cores": str(cores),
-        "gpu": device,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "qfleet": __version__,
-    }
-
-
 def _sum_up(
     variant: Variant, runs: dict[int, Measured], baseline: dict[int, Measured] | None, num_cells: int
 ) -> VariantResult:
@@ -228,7 +152,7 @@ def _sum_up(
         num_cells=num_cells,
         measures=measures,
         difference=None if baseline is None else _difference(runs, baseline),
-        curves={axis: mean_curve([run.trace for run in runs.values()], axis) for axis in AXES},
+        curves={axis: mean_curve([run.trace.curve(axis) for run in runs.values()]) for axis in AXES},
         tallies=tallies,
     )
 

@@ -1,7 +1,7 @@
 """Small environments with known answers, for tests and for checking that an algorithm learns at all.
 
-Importing this module registers qfleet/Identity-v0, Chain-v0, Bandit-v0, MaskedChain-v0 and Script-v0; the name
-alone is enough for `make_env_batch`. All of them can be saved and continued exactly (`get_state`, `set_state`).
+Importing this module registers qfleet/Identity-v0, Chain-v0, Bandit-v0, MaskedChain-v0, ShortOrLong-v0 and Script-v0;
+the name alone is enough for `make_env_batch`. All of them can be saved and continued exactly (get_state, set_state).
 """
 
 from __future__ import annotations
@@ -220,6 +220,34 @@ class Bandit(ToyEnv):
         return np.asarray(self.outcomes.mean(axis=1))
 
 
+class ShortOrLong(ToyEnv):
+    """An episode is short or long with chance 1/2, and every env step pays 1, whatever is done.
+
+    The mean return is (short + long) / 2. Who stops a vector environment after the first N episodes that ended sees
+    mostly short ones, and a mean far below.
+
+    Args:
+        short, long: env steps of an episode, which then terminates.
+        num_actions: A.
+    """
+
+    def __init__(self, short: int = 1, long: int = 20, num_actions: int = 2) -> None:
+        super().__init__(num_obs=2, num_actions=num_actions, num_counters=2)
+        self.lengths = (short, long)
+
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Obs, Info]:
+        """An episode whose length is drawn."""
+        super().reset(seed=seed, options=options)
+        self.counters[:] = self.np_random.integers(2), 0
+        return self._one_hot(int(self.counters[0])), {}
+
+    def step(self, action: int) -> StepResult:
+        """Reward 1."""
+        self.counters[1] += 1
+        is_over = bool(self.counters[1] >= self.lengths[self.counters[0]])
+        return self._one_hot(int(self.counters[0])), 1.0, is_over, False, {}
+
+
 class Script(ToyEnv):
     """Replays a script; each observation says whose it is: [tag, episode, step in the episode, last action].
 
@@ -290,5 +318,5 @@ def _two_words(value: int) -> list[int]:
     return [value >> 64 & _WORD, value & _WORD]
 
 
-for _env in (Identity, Chain, MaskedChain, Bandit, Script):
+for _env in (Identity, Chain, MaskedChain, Bandit, ShortOrLong, Script):
     gym.register(id=f"qfleet/{_env.__name__}-v0", entry_point=f"{__name__}:{_env.__name__}")

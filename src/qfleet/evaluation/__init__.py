@@ -1,1 +1,1 @@
-"""What is made of a trained policy by watching it. Floor 7."""
+"""Evaluation: how good a policy is, wherever it lives, and how fast its run got there. See the modules."""

@@ -20,7 +20,8 @@ from qfleet.envs.config import EnvConfig
 from qfleet.envs.source import find_source, first_line, missing_package
 from qfleet.envs.spaces import SingleEnv
 from qfleet.errors import EnvError, MissingExtraError, QfleetError, UsageError
-from qfleet.policy import Policy
+from qfleet.evaluation.players import Act, Player
+from qfleet.seeding import derive_seed
 from qfleet.types import Array
 
 SUFFIXES = (".mp4", ".gif")
@@ -90,15 +91,16 @@ def check_video(path: Path) -> None:
         )
 
 
-def record_episode(policy: Policy, env: EnvConfig, path: Path, seed: int, max_env_steps: int) -> Film:
+def record_episode(player: Player, env: EnvConfig, path: Path, seed: int, max_env_steps: int | None = None) -> Film:
     """Play one greedy episode and write it.
 
     Args:
-        policy: who plays.
-        env: what was trained on.
+        player: who plays.
+        env: what it plays on.
         path: of the file, mp4 or gif.
-        seed: of the episode.
-        max_env_steps: where to leave off an episode that does not end.
+        seed: the episode's is derived from it.
+        max_env_steps: where to leave off an episode that does not end; None for the player's own limit, which
+            counts where the environment has none.
 
     Raises:
         UsageError: see `check_video`; or the environment draws no pictures.
@@ -107,18 +109,21 @@ def record_episode(policy: Policy, env: EnvConfig, path: Path, seed: int, max_en
         QfleetError: the file could not be written.
     """
     check_video(path)
-    player, recorder = build_recorded(env)
+    seed = derive_seed(seed, "video")
+    single, recorder = build_recorded(env)
+    limit = max_env_steps or find_source(env).time_limit or player.limits.max_episode_steps
     try:
+        num_actions = int(getattr(single.action_space, "n", 0))
         outcome: list[tuple[float, int, bool]] = []
-        fps = float(player.metadata.get("render_fps") or DEFAULT_FPS)
-        pictures = play(policy, player, recorder, seed, max_env_steps, outcome)
+        fps = float(single.metadata.get("render_fps") or DEFAULT_FPS)
+        pictures = play(player.begin(seed, num_actions), single, recorder, seed, limit, outcome)
         num_frames = write_gif(path, pictures, fps) if path.suffix.lower() == ".gif" else write_mp4(path, pictures, fps)
     except gym.error.DependencyNotInstalled as error:
         raise missing_package(str(env.id), error) from error
     except OSError as error:
         raise QfleetError(f"cannot write {path}: {error.strerror or first_line(error)}") from error
     finally:
-        player.close()
+        single.close()
     return Film(path, num_frames, fps, *outcome[0])
 
 
@@ -132,7 +137,7 @@ def build_recorded(env: EnvConfig) -> tuple[SingleEnv, Recorder]:
     modes = plain.metadata.get("render_modes") or []
     plain.close()
     if "rgb_array" not in modes:
-        raise UsageError(f"--video: {env.id} draws no pictures (it has no render mode rgb_array)")
+        raise UsageError(f"{env.id} draws no pictures (it has no render mode rgb_array)")
     source = find_source(env)
     player = dataclasses.replace(source, kwargs={**source.kwargs, "render_mode": "rgb_array"}).build()
     layer = player
@@ -147,22 +152,23 @@ def build_recorded(env: EnvConfig) -> tuple[SingleEnv, Recorder]:
 
 
 def play(
-    policy: Policy,
-    player: SingleEnv,
+    act: Act,
+    single: SingleEnv,
     recorder: Recorder,
     seed: int,
     max_env_steps: int,
     outcome: list[tuple[float, int, bool]],
 ) -> Iterator[Array]:
     """The frames of one greedy episode; `outcome` gets its return, its length and whether it ended."""
-    obs, info = player.reset(seed=seed)
-    first_action = int(getattr(player.action_space, "start", 0))
-    recorder.draw = player.render
+    obs, info = single.reset(seed=seed)
+    first_action = int(getattr(single.action_space, "start", 0))
+    recorder.draw = single.render
     recorder.take()
     total, length, is_over = 0.0, 0, False
     while not is_over and length < max_env_steps:
-        action = policy.act(np.asarray(obs), info.get("action_mask"))
-        obs, reward, terminated, truncated, info = player.step(int(action) + first_action)
+        mask = info.get("action_mask")
+        action = act(np.asarray(obs)[None], None if mask is None else np.asarray(mask)[None])[0]
+        obs, reward, terminated, truncated, info = single.step(int(action) + first_action)
         total, length, is_over = total + float(reward), length + 1, bool(terminated or truncated)
         yield from recorder.pictures
         recorder.pictures.clear()
@@ -177,7 +183,7 @@ def as_picture(drawn: object) -> Array:
     """
     picture = np.asarray(drawn)
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-        raise EnvError(f"--video: the environment drew {picture.dtype} {list(picture.shape)}, not uint8 [H, W, 3]")
+        raise EnvError(f"the environment drew {picture.dtype} {list(picture.shape)}, not uint8 [H, W, 3]")
     return np.ascontiguousarray(picture)
 
 

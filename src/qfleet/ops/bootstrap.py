@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ Floats = npt.NDArray[np.float64]
 Statistic = Literal["mean", "median"]
 MAX_EXACT = 5  # 5^5 = 3,125 resamples
 NUM_RANDOM = 10_000
+MAX_DRAWN = 1 << 22  # indices in memory at a time
 
 
 def resamples(num_values: int) -> npt.NDArray[np.int64]:
@@ -24,11 +26,20 @@ def resamples(num_values: int) -> npt.NDArray[np.int64]:
 
     All num_values^num_values of them up to MAX_EXACT values, else NUM_RANDOM of them, the same ones at every call.
     """
+    return np.concatenate(list(_resample_batches(num_values)))
+
+
+def _resample_batches(num_values: int) -> Iterator[npt.NDArray[np.int64]]:
+    """The rows of `resamples` in order, a few at a time where there are many values."""
     if num_values < 1:
         raise ValueError("there is nothing to resample")
     if num_values <= MAX_EXACT:
-        return np.array(list(itertools.product(range(num_values), repeat=num_values)), dtype=np.int64)
-    return np.random.default_rng(0).integers(0, num_values, (NUM_RANDOM, num_values))
+        yield np.array(list(itertools.product(range(num_values), repeat=num_values)), dtype=np.int64)
+        return
+    generator = np.random.default_rng(0)
+    num_rows = max(1, MAX_DRAWN // num_values)
+    for begin in range(0, NUM_RANDOM, num_rows):
+        yield generator.integers(0, num_values, (min(num_rows, NUM_RANDOM - begin), num_values))
 
 
 def bootstrap_interval(
@@ -51,16 +62,21 @@ def bootstrap_interval(
     values = np.asarray(values_S, dtype=np.float64)
     if not 0.0 < level < 1.0:
         raise ValueError(f"level {level} is not between 0 and 1")
-    drawn = resamples(len(values))
-    if statistic == "median":
-        found = np.median(values[drawn], axis=1)
-    else:
-        # How often each row is in each resample: one product with that is less memory than all the rows drawn.
-        cells = drawn + len(values) * np.arange(len(drawn))[:, None]
-        counts = np.bincount(cells.ravel(), minlength=drawn.size).reshape(drawn.shape)
-        found = np.tensordot(counts / len(values), values, axes=1)
+    of_batch = _medians if statistic == "median" else _means
+    found = np.concatenate([of_batch(values, drawn) for drawn in _resample_batches(len(values))])
     found.sort(axis=0)
     return quantile(found, (1.0 - level) / 2.0), quantile(found, (1.0 + level) / 2.0)
+
+
+def _medians(values: Floats, drawn: npt.NDArray[np.int64]) -> Floats:
+    return np.asarray(np.median(values[drawn], axis=1))
+
+
+def _means(values: Floats, drawn: npt.NDArray[np.int64]) -> Floats:
+    # How often each row is in each resample: one product with that is less memory than all the rows drawn.
+    cells = drawn + len(values) * np.arange(len(drawn))[:, None]
+    counts = np.bincount(cells.ravel(), minlength=drawn.size).reshape(drawn.shape)
+    return np.tensordot(counts / len(values), values, axes=1)
 
 
 def quantile(sorted_R: Floats, share: float) -> Floats:

@@ -1,4 +1,4 @@
-"""What is measured of a cell: numbers and curves, from the summary and metrics.jsonl that its run wrote.
+"""What is measured of a run: numbers and curves, from the summary and metrics.jsonl that it wrote.
 
     axis        env steps, updates, seconds of training at which validations were taken
     threshold   the first validation whose mean return is at or above it; infinity where none was
@@ -27,7 +27,7 @@ Format = Literal["return", "count", "seconds", "rate", "lag", "bytes"]
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """A cell's validations in the order of env steps.
+    """A run's validations in the order of env steps.
 
     Attributes:
         axes: by name of AXES, float64 [N].
@@ -43,6 +43,10 @@ class Trace:
             return None
         above = np.flatnonzero(self.returns >= threshold)
         return float(self.axes[axis][above[0]]) if len(above) else math.inf
+
+    def curve(self, axis: str) -> tuple[Floats, Floats]:
+        """Returns against an axis, in its order."""
+        return self.axes[axis], self.returns
 
     def average(self) -> float | None:
         """Mean return over the run: the area under the curve against env steps, divided by its width."""
@@ -64,7 +68,7 @@ def read_trace(run_dir: Path) -> Trace:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A finished cell: what its run wrote down."""
+    """A run: what it wrote down. `summary` is that of a finished one, or as much of it as is known."""
 
     summary: Mapping[str, object]
     trace: Trace
@@ -73,14 +77,14 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """A number that each cell has.
+    """A number that each run has.
 
     Attributes:
-        name: in comparison.json.
+        name: in JSON.
         title: in tables.
         format: how it is written.
         statistic: over seeds. A median where a few seeds may be far off, or never get there.
-        read: the number of a cell, None where it has none.
+        read: the number of a run, None where it has none.
         meaning: a sentence for the page.
     """
 
