@@ -71,7 +71,10 @@ def test_evaluate_without_whole_metrics_still_gives_the_score(cli: Cli, trained:
     assert "over 4 episodes" in result.stdout
 
 
-def test_watch_ends_cleanly_at_an_interrupt(cli: Cli, trained: str, tmp_path: Path, command: Any) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_watch_ends_cleanly_at_a_signal(
+    cli: Cli, trained: str, tmp_path: Path, command: Any, number: signal.Signals
+) -> None:
     process = subprocess.Popen(
         command("watch", trained, "--port", "0", "--json"),
         cwd=tmp_path,
@@ -83,7 +86,7 @@ def test_watch_ends_cleanly_at_an_interrupt(cli: Cli, trained: str, tmp_path: Pa
     assert process.stdout is not None
     url = json.loads(process.stdout.readline())["url"]
     assert url.startswith("http://127.0.0.1:")
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "")
 

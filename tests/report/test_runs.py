@@ -100,6 +100,15 @@ def test_a_series_stands_for_its_runs_in_the_order_of_seeds(write_run: WriteRun,
     assert [str(path.relative_to(tmp_path)) for path in found] == ["s/seed-9", "s/seed-10", "a", "nowhere"]
 
 
+def test_a_comparison_stands_for_its_runs(write_run: WriteRun, tmp_path: Path) -> None:
+    for name in ("b/seed-0", "a/seed-1", "a/seed-0"):
+        write_run(f"c/runs/{name}")
+    assert find_runs([tmp_path / "c"]) == [tmp_path / "c"], "not without comparison.json"
+    (tmp_path / "c" / "comparison.json").write_text("{}")
+    found = [str(path.relative_to(tmp_path / "c" / "runs")) for path in find_runs([tmp_path / "c"])]
+    assert found == ["a/seed-0", "a/seed-1", "b/seed-0"]
+
+
 def test_runs_that_differ_in_their_seed_only_are_one_group(write_run: WriteRun) -> None:
     paths = [
         write_run("a", seed=2),

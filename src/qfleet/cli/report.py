@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,7 +21,7 @@ REPORT_EXAMPLES = examples(
 )
 WATCH_EXAMPLES = examples("qfleet watch runs/fleet", "qfleet watch runs/fleet --port 9000")
 RunsArgument = Annotated[
-    list[Path], typer.Argument(metavar="RUN...", help="Run directories; one with seed-* runs in it stands for them.")
+    list[Path], typer.Argument(metavar="RUN...", help="Run directories; a series or a comparison stands for its runs.")
 ]
 
 
@@ -88,7 +90,10 @@ def watch(
 
 
 def serve(server: Server) -> int:
-    """Until Ctrl-C; returns the exit code."""
+    """Until Ctrl-C or SIGTERM; returns the exit code."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts what runs behind it deaf to Ctrl-C
+            signal.signal(number, signal.default_int_handler)
     try:
         server.serve_forever(poll_interval=0.2)
     except KeyboardInterrupt:

@@ -48,10 +48,11 @@ th:first-child, td.text { text-align: left; }
 td.text { white-space: normal; overflow-wrap: break-word; min-width: 9rem; }
 tbody th { font-weight: 600; background: var(--ground); white-space: normal; min-width: 9rem; }
 td small, th small { display: block; font-weight: 400; }
-thead th { background: var(--raised); }
+thead th { background: var(--raised); white-space: normal; min-width: 5rem; vertical-align: bottom; }
 tr:last-child > * { border-bottom: 0; }
 td.error { color: var(--failed); white-space: normal; min-width: 18rem; text-align: left; }
 svg.share { height: 1rem; min-width: 12rem; border-radius: .2rem; background: var(--raised); }
+@media (max-width: 34rem) { tbody th { font-size: .85rem; overflow-wrap: anywhere; max-width: 9rem; } }
 summary { cursor: pointer; padding: .4rem 0; }
 dt { font-weight: 600; } dd { margin: 0 0 .6rem; }
 """

@@ -85,13 +85,14 @@ def table_of(values: Values, name: str) -> Values:
 
 
 def find_runs(folders: Iterable[Path]) -> list[Path]:
-    """Run directories in the order given, each once; a folder with seed-* runs in it stands for them, in their order.
+    """Run directories in the order given, each once; a series and a comparison stand for their runs, in order of seeds.
 
     What holds no run is handed on, so that reading it says what is wrong.
     """
     found: dict[Path, None] = {}
     for folder in folders:
-        members = [] if (folder / "config.toml").is_file() else list(folder.glob("seed-*/config.toml"))
+        pattern = "runs/*/seed-*/config.toml" if (folder / "comparison.json").is_file() else "seed-*/config.toml"
+        members = [] if (folder / "config.toml").is_file() else list(folder.glob(pattern))
         for path in sorted((member.parent for member in members), key=_seed) or [folder]:
             found[path] = None
     return list(found)
@@ -192,6 +193,6 @@ def _newest_lags(path: Path) -> Values:
         return {}
 
 
-def _seed(path: Path) -> tuple[int, str]:
+def _seed(path: Path) -> tuple[str, int, str]:
     digits = re.sub(r"\D", "", path.name)
-    return int(digits or 0), path.name
+    return path.parent.name, int(digits or 0), path.name
