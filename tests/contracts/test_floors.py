@@ -37,6 +37,8 @@ FLOORS = {
             "checkpoint",
             "metrics",
             "policy",
+            "onnx_policy",
+            "client",
             "recipe",
             "recipes",
             "curve",

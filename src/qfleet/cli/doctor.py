@@ -29,6 +29,7 @@ EXTRAS = {
     "onnx": ("onnxscript", "qfleet export --format onnx"),
     "client": ("httpx", "qfleet.client: asking a served policy"),
     "serve": ("uvicorn", "qfleet serve"),
+    "ray-serve": ("fastapi", "qfleet serve --engine ray"),
 }
 MIN_PYTHON = (3, 11)
 GIB = 1 << 30
