@@ -41,10 +41,11 @@ def build_application(settings: Settings, content: bytes) -> Any:
 
     @serve.deployment(name="policy", num_replicas=settings.num_workers, max_ongoing_requests=settings.max_queue)
     @serve.ingress(build)
-    class Policy:
+    class Policy:  # what the decorators make of it is no class any more
         """Ray's handle on the application."""
 
-    return Policy.bind()
+    deployment: Any = Policy
+    return deployment.bind()
 
 
 def serve_on_ray(settings: Settings, say: Callable[[str], None]) -> None:
@@ -75,9 +76,9 @@ def serve_on_ray(settings: Settings, say: Callable[[str], None]) -> None:
     try:
         stopped.wait()
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
         serve.delete(APPLICATION)
         if not was_running:
             serve.shutdown()
             ray.shutdown()
+        for number, handler in before.items():
+            signal.signal(number, handler)
