@@ -73,11 +73,12 @@ def machine() -> dict[str, Any]:
     return {"platform": platform.platform(), "cores": os.cpu_count(), "python": platform.python_version(), **versions}
 
 
-def make_policy(run_dir: Path, env: str) -> Path:
+def make_policy(run_dir: Path, env: str, seed: int = 1000) -> Path:
     """An exported policy: CartPole's recipe, or a fresh Nature CNN over images of noise."""
     if env == "images":
         return make_cnn(run_dir)
     options = ["--run-dir", str(run_dir), "--quiet", "--max-env-steps", "3000", "--until-return", "never"]
+    options += ["--seed", str(seed)]
     subprocess.run([sys.executable, "-c", ENTRY, "train", env, *options], check=True, stdout=subprocess.DEVNULL)
     subprocess.run([sys.executable, "-c", ENTRY, "export", str(run_dir), "--quiet"], check=True)
     return run_dir / "policy.onnx"
@@ -110,15 +111,21 @@ def served(model: Path, *options: str) -> Iterator[tuple[str, int]]:
     """A server in a process of its own: its address."""
     command = [sys.executable, "-u", "-c", ENTRY, "serve", str(model), "--port", "0", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        match = re.search(r"//([\d.]+):(\d+)", server.stdout.readline())
-        assert match is not None, "the server did not start"
-        wait_until_ready(match[1], int(match[2]))
+        host, port = read_address(server)
         try:
-            yield match[1], int(match[2])
+            yield host, port
         finally:
             server.send_signal(signal.SIGTERM)
             server.wait(30)
+
+
+def read_address(server: subprocess.Popen[str]) -> tuple[str, int]:
+    """Where `qfleet serve` listens, once it is ready."""
+    assert server.stdout is not None
+    match = re.search(r"//([\d.]+):(\d+)", server.stdout.readline())
+    assert match is not None, "the server did not start"
+    wait_until_ready(match[1], int(match[2]))
+    return match[1], int(match[2])
 
 
 def wait_until_ready(host: str, port: int, path: str = "/readyz", seconds: float = 60.0) -> None:
@@ -136,7 +143,7 @@ def wait_until_ready(host: str, port: int, path: str = "/readyz", seconds: float
 def load(host: str, port: int, args: argparse.Namespace, *options: str) -> dict[str, Any]:
     """Requests from a second process; what it measured."""
     command = [sys.executable, str(HERE / "serving_load.py"), "--host", host, "--port", str(port)]
-    command += ["--connections", str(args.connections), "--seconds", str(args.seconds), *options]
+    command += ["--connections", str(args.connections), "--seconds", str(args.seconds), *options]  # the last one counts
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
@@ -163,7 +170,7 @@ def ray_served(python: str, model: Path) -> Iterator[tuple[str, int]]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
         assert server.stdout is not None
         for line in server.stdout:
-            match = re.search(r"ready (\d+)", line)
+            match = re.match(r"ready (\d+)$", line)
             if match:
                 break
         else:
@@ -253,9 +260,7 @@ def print_table(results: dict[str, Any]) -> None:
         print(f"| Nature CNN, onnxruntime alone | {spread([value for _, value in best])} ({best[0][0]}) | | | |")
         print(f"\nNature CNN, share of onnxruntime alone: {spread([run['share_of_best'] for run in cnn], 2)}")
     if "ray" in (results.get("cartpole") or [{}])[0]:
-        ratios = [
-            run["full"]["requests_per_second"] / run["ray"]["requests_per_second"] for run in results["cartpole"]
-        ]
+        ratios = [run["full"]["requests_per_second"] / run["ray"]["requests_per_second"] for run in results["cartpole"]]
         print(f"CartPole, times Ray Serve's requests/s: {spread(ratios, 1)}")
     if "in_process_us" in results:
         print(f"load_policy on ONNX, microseconds of one action: {spread(results['in_process_us'], 1)}")

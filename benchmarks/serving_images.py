@@ -1,4 +1,4 @@
-"""An environment whose observations are Atari-sized stacks of noise, for the policy that benchmarks/serving.py serves."""
+"""An environment of Atari-sized stacks of noise, for the image policy that benchmarks/serving.py serves."""
 
 from __future__ import annotations
 

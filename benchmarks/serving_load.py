@@ -12,6 +12,7 @@ import asyncio
 import json
 import random
 import time
+from collections import deque
 
 
 class Connection(asyncio.Protocol):
@@ -51,8 +52,7 @@ class Connection(asyncio.Protocol):
         self.load.answered(self, status)
 
     def connection_lost(self, error: Exception | None) -> None:
-        if not self.load.is_over:
-            self.load.lost += 1
+        self.load.lost += not self.load.is_closing
 
 
 class Load:
@@ -65,13 +65,15 @@ class Load:
             kind = "application/octet-stream"
         else:
             body, kind = args.json.encode(), "application/json"
-        head = f"POST {args.path} HTTP/1.1\r\nHost: {args.host}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
+        head = (
+            f"POST {args.path} HTTP/1.1\r\nHost: {args.host}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
+        )
         self.request = head.encode() + b"\r\n" + body
         self.latencies: list[float] = []
         self.errors = self.lost = 0
-        self.is_over = False
+        self.is_over = self.is_closing = False
         self.idle: list[Connection] = []
-        self.due: list[float] = []
+        self.due: deque[float] = deque()
 
     def answered(self, connection: Connection, status: int) -> None:
         now = time.perf_counter()
@@ -82,7 +84,7 @@ class Load:
         if self.rate is None:
             connection.ask(now)
         elif self.due:
-            connection.ask(self.due.pop(0))
+            connection.ask(self.due.popleft())
         else:
             self.idle.append(connection)
 
@@ -101,7 +103,13 @@ class Load:
         self.is_over = True
         elapsed = time.perf_counter() - start
         count = len(self.latencies)
-        await asyncio.sleep(0.2)
+        # What is under way gets its answer.
+        for _ in range(100):
+            if not any(connection.is_busy for connection in connections):
+                break
+            await asyncio.sleep(0.05)
+        unanswered = sum(connection.is_busy for connection in connections)
+        self.is_closing = True
         for transport, _ in made:
             transport.abort()
         ordered = sorted(self.latencies[:count])
@@ -111,6 +119,7 @@ class Load:
             "p99_ms": ordered[int(count * 0.99)] * 1e3,
             "max_ms": ordered[-1] * 1e3,
             "errors": self.errors + self.lost,
+            "unanswered": unanswered,
         }
 
     async def pace(self, start: float, seconds: float) -> None:

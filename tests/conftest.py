@@ -130,7 +130,7 @@ def _ray_where_it_is_tested(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def saved_policy(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """saved_policy("CartPole-v1", {"algo.dueling": True}, seed=3): a run directory with a policy of drawn parameters."""
+    """saved_policy("CartPole-v1", {"algo.dueling": True}, seed=3): a run directory with a drawn policy."""
 
     def make(env_id: str, changes: dict[str, Any] | None = None, seed: int = 0) -> Path:
         config = tiny_config(env_id, changes or {})

@@ -33,7 +33,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "logits": ("CartPole-v1", {"algo": "a2c"}),
     "masks": ("qfleet/MaskedChain-v0", {"algo": "pqn"}),
 }
-IMAGES = '''
+IMAGES = """
 import gymnasium as gym
 import numpy as np
 
@@ -49,7 +49,7 @@ class Images(gym.Env):
     def step(self, action):
         obs = self.np_random.integers(0, 256, (2, 36, 40), np.uint8)
         return obs, float(action), bool(self.np_random.random() < 0.1), False, {}
-'''
+"""
 
 
 @pytest.fixture(autouse=True)

@@ -130,11 +130,11 @@ def check_tls(settings: Settings) -> None:
 def serve(settings: Settings, listener: socket.socket, worker: int = 0) -> None:
     """Serve in this process until SIGTERM or Ctrl-C."""
     app = ServingApp(settings, worker)
-    has = {name: importlib.util.find_spec(name) is not None for name in ("httptools", "uvloop")}
+    has_uvloop = importlib.util.find_spec("uvloop") is not None
     config = uvicorn.Config(
         app,
-        http="httptools" if has["httptools"] else "h11",
-        loop="uvloop" if has["uvloop"] else "asyncio",
+        http=_http_protocol(),
+        loop="uvloop" if has_uvloop else "asyncio",
         ws="none",
         lifespan="on",
         log_config=None,
@@ -149,6 +149,15 @@ def serve(settings: Settings, listener: socket.socket, worker: int = 0) -> None:
     )
     with contextlib.suppress(KeyboardInterrupt):
         PatientServer(config, app, settings).run([listener])
+
+
+def _http_protocol() -> Any:
+    """httptools where it is installed; else h11, which is slower and bounds headers by itself."""
+    if importlib.util.find_spec("httptools") is None:
+        return "h11"
+    from qfleet.serving.http import BoundedProtocol
+
+    return BoundedProtocol
 
 
 class WorkerPool:
