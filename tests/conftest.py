@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import numpy as np
 import pytest
 import torch
 
 from qfleet.algos.base import EpochsConfig, ReplayAlgorithmConfig
 from qfleet.envs.make import probe_spec
 from qfleet.experiment import Experiment, load_engine
-from qfleet.policy import make_blueprint
+from qfleet.policy import make_blueprint, save_policy
 from qfleet.recipe import RunConfig, build_config, find_recipe, load_plugin
 from qfleet.strategies.base import Control, Counters, Drained, Event, Saved, SnapshotPublished
 from qfleet.types import ParamSnapshot
@@ -127,6 +128,34 @@ def _ray_where_it_is_tested(request: pytest.FixtureRequest) -> Iterator[None]:
     cloudpickle.register_pickle_by_value(module)
     yield
     cloudpickle.unregister_pickle_by_value(module)
+
+
+@pytest.fixture(scope="session")
+def saved_policy(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """saved_policy("CartPole-v1", {"algo.dueling": True}, seed=3): a run directory with a drawn policy."""
+
+    def make(env_id: str, changes: dict[str, Any] | None = None, seed: int = 0) -> Path:
+        config = tiny_config(env_id, changes or {})
+        spec = probe_spec(config.env, None)
+        network = make_blueprint(config, spec).build_network(trainable=False)
+        snapshot = network.snapshot(7)
+        draw = np.random.default_rng(seed)
+        vector = draw.normal(0.0, 0.5, len(snapshot.vector)).astype(np.float32)
+        # Buffers are the running normalisation's: a variance must be positive.
+        buffers = draw.uniform(0.5, 2.0, len(snapshot.buffers)).astype(np.float32)
+        snapshot = ParamSnapshot(7, vector, buffers, snapshot.layout_hash)
+        run_dir = tmp_path_factory.mktemp("saved")
+        save_policy(run_dir / "best", config, spec, snapshot, {"num_env_steps": 400, "mean_return": 9.5, "episodes": 4})
+        return run_dir
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def cartpole_onnx(saved_policy: Callable[..., Path]) -> Path:
+    """An exported CartPole policy of drawn parameters; tests copy it before they change it."""
+    exporting = pytest.importorskip("qfleet.export.exporting")
+    return Path(exporting.export_run(saved_policy("CartPole-v1")).path)
 
 
 class Fleet:

@@ -35,6 +35,10 @@ class CheckpointError(QfleetError):
     """A checkpoint is missing, truncated, altered or of another network; nothing of it was loaded."""
 
 
+class ExportError(QfleetError):
+    """An exported policy disagrees with the one that it was made of; no file was written."""
+
+
 class MissingExtraError(UsageError):
     """An optional package is not installed; the message says which extra to install."""
 

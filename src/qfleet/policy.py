@@ -15,6 +15,7 @@ from qfleet.envs.source import find_source
 from qfleet.envs.spaces import SingleEnv
 from qfleet.errors import CheckpointError, UsageError
 from qfleet.networks.noisy import set_mean_only
+from qfleet.onnx_policy import OnnxPolicy
 from qfleet.ops.exploration import greedy
 from qfleet.recipe import RunConfig, build_config
 from qfleet.roles.blueprint import Blueprint
@@ -136,13 +137,16 @@ def read_policy(folder: Path) -> tuple[RunConfig, EnvSpec, ParamSnapshot, dict[s
     return build_config(raw_config, [], is_read_back=True), spec, snapshot, facts
 
 
-def load_policy(run_dir: str | Path) -> Policy:
-    """The best policy of a run, ready to act.
+def load_policy(path: str | Path) -> Policy | OnnxPolicy:
+    """The best policy of a run directory, or the one in an exported .onnx file, ready to act.
 
     Raises:
-        CheckpointError: the run directory holds no whole policy.
+        CheckpointError: the run directory holds no whole policy, or the file is no exported policy.
+        MissingExtraError: an .onnx file, and onnxruntime is not installed.
     """
-    config, spec, snapshot, _ = read_policy(Path(run_dir) / "best")
+    if Path(path).suffix == ".onnx":
+        return OnnxPolicy.read(path)
+    config, spec, snapshot, _ = read_policy(Path(path) / "best")
     return Policy(make_blueprint(config, spec), snapshot)
 
 

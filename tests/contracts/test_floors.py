@@ -39,6 +39,8 @@ FLOORS = {
             "metrics",
             "remote_logs",
             "policy",
+            "onnx_policy",
+            "client",
             "recipe",
             "recipes",
             "curve",

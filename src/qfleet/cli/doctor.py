@@ -32,6 +32,7 @@ EXTRAS = {
     "serve": ("uvicorn", "qfleet serve"),
     "wandb": ("wandb", "logging.wandb: numbers to Weights & Biases too"),
     "mlflow": ("mlflow", "logging.mlflow: numbers to MLflow too"),
+    "ray-serve": ("fastapi", "qfleet serve --engine ray"),
 }
 MIN_PYTHON = (3, 11)
 GIB = 1 << 30

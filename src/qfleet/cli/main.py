@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from qfleet.cli import attach, compare, doctor, evaluate, recipes, report, scale, train
+from qfleet.cli import attach, compare, doctor, evaluate, export, recipes, report, scale, serve, train
 from qfleet.cli.console import DebugOption, Group, examples
 from qfleet.version import __version__
 
@@ -52,6 +52,8 @@ train.add_to(app)
 scale.add_to(app)
 attach.add_to(app)
 evaluate.add_to(app)
+export.add_to(app)
+serve.add_to(app)
 compare.add_to(app)
 report.add_to(app)
 recipes.add_to(app)
