@@ -279,7 +279,7 @@ def test_what_makes_no_sense_is_refused_in_a_line(changes: dict[str, object], me
 
 @pytest.mark.parametrize("algo", ["dqn", "iqn"])
 def test_a_run_refuses_it_as_itself(experiment: Callable[..., Experiment], algo: str) -> None:
-    with pytest.raises(ConfigError, match="algo.munchausen: qfleet/MaskedChain-v0 has action masks"):
+    with pytest.raises(ConfigError, match=r"algo\.munchausen: qfleet/MaskedChain-v0 has action masks"):
         experiment("qfleet/MaskedChain-v0", {"algo": algo, "algo.double": False, "algo.munchausen": True}).run()
 
 
@@ -310,5 +310,5 @@ def test_actors_give_initial_priorities(
 @pytest.mark.parametrize("module", [dqn, iqn])
 def test_munchausen_needs_to_know_what_was_legal(module: Any) -> None:
     spec = EnvSpec("Masked-v0", (NUM_OBS,), "float32", NUM_ACTIONS, has_action_mask=True)
-    with pytest.raises(ConfigError, match="algo.munchausen: Masked-v0 has action masks"):
+    with pytest.raises(ConfigError, match=r"algo\.munchausen: Masked-v0 has action masks"):
         module.Algorithm(module.Config(double=False, munchausen=True)).build_network(NetworkConfig(), spec)
