@@ -36,6 +36,7 @@ def test_a_recipe_trains_on_any_environment_that_is_named(tmp_path: Path, recipe
         "device": "cpu",
         "logging.tensorboard": False,
         "stop.max_env_steps": 700,
+        "evaluation.episodes": 2,
         "evaluation.final_episodes": 2,
     }
     run = Experiment.from_recipe("Acrobot-v1", recipe=recipe, run_dir=tmp_path / "run", overrides=changes)

@@ -297,6 +297,7 @@ def test_actors_give_initial_priorities(
     monkeypatch.setattr(module.Algorithm, "priorities", watched)
     changes = {
         "algo": name,
+        **{f"algo.{key}": value for key, value in ALGORITHMS[name][1].items()},
         "strategy": "distributed_replay",
         "replay.sampler": "prioritized",
         "algo.exploration": "per_env",

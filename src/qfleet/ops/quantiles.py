@@ -50,7 +50,10 @@ def quantile_huber(
     if kappa > 0.0:
         # clip(u, 0, kappa) = max(u, 0) - max(u - kappa, 0), and half the squares of these for its integral.
         far_above, far_below = targets.above(values + kappa), targets.below(values - kappa)
-        pull_up, pull_down = (above.distance - far_above.distance) / kappa, (below.distance - far_below.distance) / kappa
+        pull_up, pull_down = (
+            (above.distance - far_above.distance) / kappa,
+            (below.distance - far_below.distance) / kappa,
+        )
         cost_above = 0.5 * (above.squares - far_above.squares) / kappa
         cost_below = 0.5 * (below.squares - far_below.squares) / kappa
     else:
