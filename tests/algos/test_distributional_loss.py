@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from qfleet.algos import c51, dqn, iqn, qr_dqn
 from qfleet.algos.base import Batch
 from qfleet.errors import ConfigError
+from qfleet.experiment import Experiment
 from qfleet.networks.flat import FlatNetwork
 from qfleet.networks.noisy import noisy_layers
 from qfleet.networks.torso import NetworkConfig
@@ -177,6 +178,9 @@ def test_loss_priorities_and_gradient(name: str, options: dict[str, Any], masked
     config = module.Config(**{"double": False} | sizes | options)
     algorithm = module.Algorithm(config)
     online, target = networks(algorithm)
+    assert online._explicit is not None, "the torso's layers are written out, and a linear head's too"
+    is_linear = name != "iqn" and not (config.dueling or config.noisy)
+    assert (online._explicit.tail is None) == is_linear
     twin = copy.deepcopy(online.module)
     data = transitions(masked)
     batch = Batch.of(data, torch.device("cpu"))
@@ -273,8 +277,38 @@ def test_what_makes_no_sense_is_refused_in_a_line(changes: dict[str, object], me
         build_config({}, list(changes.items()))
 
 
+@pytest.mark.parametrize("algo", ["dqn", "iqn"])
+def test_a_run_refuses_it_as_itself(experiment: Callable[..., Experiment], algo: str) -> None:
+    with pytest.raises(ConfigError, match=r"algo\.munchausen: qfleet/MaskedChain-v0 has action masks"):
+        experiment("qfleet/MaskedChain-v0", {"algo": algo, "algo.double": False, "algo.munchausen": True}).run()
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_actors_give_initial_priorities(
+    experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    module, given = ALGORITHMS[name][0], []
+    priorities = module.Algorithm.priorities
+
+    def watched(*args: Any) -> Tensor:
+        given.append(priorities(*args))
+        return given[-1]
+
+    monkeypatch.setattr(module.Algorithm, "priorities", watched)
+    changes = {
+        "algo": name,
+        "strategy": "distributed_replay",
+        "replay.sampler": "prioritized",
+        "algo.exploration": "per_env",
+        "algo.n_step": 3,
+    }
+    assert experiment("qfleet/Chain-v0", changes).run()["num_updates"] > 10
+    values = torch.cat(given)
+    assert len(values) > 100 and bool((values >= 0).all()) and float(values.std()) > 0
+
+
 @pytest.mark.parametrize("module", [dqn, iqn])
 def test_munchausen_needs_to_know_what_was_legal(module: Any) -> None:
     spec = EnvSpec("Masked-v0", (NUM_OBS,), "float32", NUM_ACTIONS, has_action_mask=True)
-    with pytest.raises(ConfigError, match="algo.munchausen: Masked-v0 has action masks"):
+    with pytest.raises(ConfigError, match=r"algo\.munchausen: Masked-v0 has action masks"):
         module.Algorithm(module.Config(double=False, munchausen=True)).build_network(NetworkConfig(), spec)

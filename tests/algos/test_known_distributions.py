@@ -64,7 +64,7 @@ def test_quantiles_land_on_the_two_outcomes(experiment: MakeExperiment) -> None:
 
 
 def test_with_kappa_as_large_as_the_outcomes_they_are_expectiles(experiment: MakeExperiment) -> None:
-    # The square of an error below kappa: the tau-expectile of a fair 0 or 1 is tau itself (tests/ops/test_quantiles.py).
+    # Errors below kappa are squared: the tau-expectile of a fair 0 or 1 is tau itself (tests/ops/test_quantiles.py).
     policy = trained(experiment, {"algo": "qr_dqn", "algo.num_quantiles": 10, "algo.kappa": 1.0})
     quantiles = policy._network.infer(OBS)[0].numpy()
     np.testing.assert_allclose(quantiles[1], np.arange(0.05, 1.0, 0.1), atol=0.06)

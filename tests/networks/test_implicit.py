@@ -105,6 +105,4 @@ def test_a_flat_network_hands_fractions_on(kind: str) -> None:
     expected = torch.autograd.grad((output * weights).sum(), list(flat.module.parameters()))
     flat.backpropagate(obs, lambda _: (weights, None), fractions)
     assert flat.gradient is not None
-    torch.testing.assert_close(
-        flat.gradient, torch.cat([part.reshape(-1) for part in expected]), rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(flat.gradient, torch.cat([part.reshape(-1) for part in expected]), rtol=1e-4, atol=1e-5)

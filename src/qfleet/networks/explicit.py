@@ -93,7 +93,7 @@ class ExplicitMLP:
                 hidden = torch.native_layer_norm(hidden, weight.shape, weight, bias, epsilon)[0]
             if layer.has_relu:
                 hidden = torch.relu_(hidden)
-        return hidden if self.shape is None else hidden.unflatten(1, self.shape)
+        return hidden if self.shape is None else hidden.view(-1, *self.shape)
 
     @torch.no_grad()
     def forward_cached(self, obs: Tensor) -> tuple[Tensor, list[LayerCache]]:
@@ -110,7 +110,7 @@ class ExplicitMLP:
             if layer.has_relu:
                 hidden = torch.relu_(hidden)
             cache.append((entering, before_norm, mean, inverse_std, hidden))
-        return hidden if self.shape is None else hidden.unflatten(1, self.shape), cache
+        return hidden if self.shape is None else hidden.view(-1, *self.shape), cache
 
     @torch.no_grad()
     def backward(self, cache: list[LayerCache], gradient: Tensor) -> None:

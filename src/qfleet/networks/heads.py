@@ -55,7 +55,7 @@ class DistributionHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """float [B, F] -> float [B, A, N]."""
         values: Tensor = self.values(features)
-        return values.unflatten(1, self.shape)
+        return values.reshape(-1, *self.shape)
 
 
 class DuelingDistributionHead(nn.Module):
@@ -69,7 +69,7 @@ class DuelingDistributionHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """float [B, F] -> float [B, A, N]."""
-        advantage: Tensor = self.advantage(features).unflatten(1, self.shape)
+        advantage: Tensor = self.advantage(features).reshape(-1, *self.shape)
         value: Tensor = self.value(features).unsqueeze(1)
         return value + advantage - advantage.mean(dim=1, keepdim=True)
 

@@ -1,6 +1,7 @@
 """Implicit quantile head: the value of any fraction tau of the return distribution, for each action.
 
-Dabney et al. (2018b), Implicit Quantile Networks, equation 4. Features of the observation times features of tau. Floor 2.
+Features of the observation times features of tau. Dabney et al. (2018b), Implicit Quantile Networks, equation 4.
+Floor 2.
 """
 
 from __future__ import annotations
@@ -77,4 +78,4 @@ class ImplicitQuantileHead(RandomLayer):
         if self.hidden is not None:
             product = torch.relu(self.hidden(product))
         values: Tensor = self.values(product)
-        return values.unflatten(0, (len(features), fractions.shape[1])).transpose(1, 2)
+        return values.reshape(len(features), fractions.shape[1], -1).transpose(1, 2)

@@ -20,7 +20,7 @@ def expected_values(logits_BAN: Tensor, atoms_N: Tensor) -> Tensor:
 
 
 def project(values_BN: Tensor, probabilities_BN: Tensor, atoms_N: Tensor) -> Tensor:
-    """The distribution with the given values, moved onto the atoms: each value's probability goes to its two neighbours.
+    """The distribution with the given values, moved onto the atoms: each value's probability to its two neighbours.
 
     Bellemare et al. (2017), equation 7 and algorithm 1: a value beyond the ends counts as the end; the nearer
     neighbour gets the larger part, in proportion, so that a mean inside the ends is kept.
@@ -64,4 +64,5 @@ def cross_entropy_gradient(logits_BN: Tensor, target_BN: Tensor) -> Tensor:
 def entropy(probabilities_BN: Tensor) -> Tensor:
     """- sum_i p_i log p_i, where 0 log 0 is 0: cross_entropy - entropy(target) is the KL divergence. -> float [B]."""
     assert_rank(probabilities_BN, 2)
-    return -torch.special.xlogy(probabilities_BN, probabilities_BN).sum(dim=1)
+    terms_BN: Tensor = torch.special.xlogy(probabilities_BN, probabilities_BN)
+    return -terms_BN.sum(dim=1)

@@ -28,7 +28,7 @@ def scaled_log_policy(q_values_BA: Tensor, temperature: float, action_mask_BA: T
 
 
 def munchausen_bonus(q_values_BA: Tensor, action_B: Tensor, alpha: float, temperature: float, lowest: float) -> Tensor:
-    """alpha * clip(temperature * log pi(a|s), lowest, 0), which is added to the reward. float [B, A], int64 [B] -> [B]."""
+    """alpha * clip(temperature * log pi(a|s), lowest, 0), to be added to the reward. float [B, A], int64 [B] -> [B]."""
     scaled_B = select_action_values(scaled_log_policy(q_values_BA, temperature), action_B)
     return alpha * scaled_B.clamp(lowest, 0.0)
 

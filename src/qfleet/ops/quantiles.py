@@ -50,24 +50,24 @@ def quantile_huber(
     if kappa > 0.0:
         # clip(u, 0, kappa) = max(u, 0) - max(u - kappa, 0), and half the squares of these for its integral.
         far_above, far_below = targets.above(values + kappa), targets.below(values - kappa)
-        pull_up, pull_down = (above.sum - far_above.sum) / kappa, (below.sum - far_below.sum) / kappa
-        cost_above = 0.5 * (above.sum_squares - far_above.sum_squares) / kappa
-        cost_below = 0.5 * (below.sum_squares - far_below.sum_squares) / kappa
+        pull_up, pull_down = (above.distance - far_above.distance) / kappa, (below.distance - far_below.distance) / kappa
+        cost_above = 0.5 * (above.squares - far_above.squares) / kappa
+        cost_below = 0.5 * (below.squares - far_below.squares) / kappa
     else:
-        pull_up, pull_down, cost_above, cost_below = above.count, below.count, above.sum, below.sum
+        pull_up, pull_down, cost_above, cost_below = above.number, below.number, above.distance, below.distance
     num_targets, dtype = target_BM.shape[1], values_BN.dtype
     losses_B = (fractions * cost_above + (1.0 - fractions) * cost_below).sum(dim=1) / num_targets
     gradient_BN = ((1.0 - fractions) * pull_down - fractions * pull_up) / num_targets
-    sizes_B = (above.sum + below.sum).mean(dim=1) / num_targets
+    sizes_B = (above.distance + below.distance).mean(dim=1) / num_targets
     return losses_B.to(dtype), gradient_BN.to(dtype), sizes_B.to(dtype)
 
 
 class _Side(NamedTuple):
     """Of the targets on one side of each x, float64 [B, N]: how many, their distances from x, the squares of these."""
 
-    count: Tensor
-    sum: Tensor
-    sum_squares: Tensor
+    number: Tensor
+    distance: Tensor
+    squares: Tensor
 
 
 class _SortedTargets:
