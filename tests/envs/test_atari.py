@@ -38,9 +38,7 @@ def play(envs: EnvBatch, num_steps: int, seed: int = 3) -> list[EnvStep]:
     return steps
 
 
-@pytest.mark.parametrize(
-    ("game", "num_steps", "life_loss"), [("Breakout", 350, True), ("SpaceInvaders", 750, False)]
-)
+@pytest.mark.parametrize(("game", "num_steps", "life_loss"), [("Breakout", 350, True), ("SpaceInvaders", 750, False)])
 def test_the_vector_version_is_the_wrappers_pixel_by_pixel(game: str, num_steps: int, life_loss: bool) -> None:
     native = play(batch(game, life_loss=life_loss, reward_clip=1.0), num_steps)
     single = play(batch(game, vectorization="sync", life_loss=life_loss, reward_clip=1.0), num_steps)
