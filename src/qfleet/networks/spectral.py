@@ -54,7 +54,8 @@ class SpectralNorm(nn.Module):
         layer = self.layer
         if isinstance(layer, nn.Linear):
             return functional.linear(inputs, self.weight(), layer.bias)
-        return functional.conv2d(inputs, self.weight(), layer.bias, layer.stride, layer.padding)
+        weight, places = self.weight(), (layer.stride, layer.padding, layer.dilation, layer.groups)
+        return functional.conv2d(inputs, weight, layer.bias, *places)
 
 
 def normalise_layers(body: nn.Module, places: tuple[int, ...]) -> None:
