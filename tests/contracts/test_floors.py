@@ -36,6 +36,7 @@ FLOORS = {
             "bottleneck",
             "tracker",
             "checkpoint",
+            "run_dir",
             "metrics",
             "remote_logs",
             "policy",

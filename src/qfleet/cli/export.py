@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from qfleet.cli.console import DebugOption, JsonOption, Output, QuietOption, examples
-from qfleet.cli.evaluate import refuse_others
+from qfleet.run_dir import refuse_others
 
 EXAMPLES = examples(
     "qfleet export runs/acrobot",

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qfleet.cli.console import DebugOption, Output, QuietOption, examples
-from qfleet.cli.evaluate import refuse_others
 from qfleet.errors import MissingExtraError, UsageError
+from qfleet.run_dir import refuse_others
 
 if TYPE_CHECKING:
     from qfleet.serving.settings import Settings

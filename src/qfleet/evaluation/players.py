@@ -22,6 +22,7 @@ from qfleet.envs.make import probe_spec
 from qfleet.errors import CheckpointError, UsageError
 from qfleet.ops.exploration import random_legal
 from qfleet.policy import Policy, make_blueprint, read_policy
+from qfleet.run_dir import refuse_others
 from qfleet.types import Array, BoolArray, EnvSpec, IntArray
 
 Act = Callable[[Array, BoolArray | None], IntArray]
@@ -182,19 +183,3 @@ def _open_random(target: str) -> Player:
 
 def _batched(act: Callable[[Array, BoolArray | None], int | IntArray]) -> Act:
     return lambda obs, action_mask: np.atleast_1d(np.asarray(act(obs, action_mask), dtype=np.int64))
-
-
-def refuse_others(run_dir: Path) -> None:
-    """Refuse what is no run, or several.
-
-    Raises:
-        UsageError: one line, naming what to give instead.
-    """
-    if (run_dir / "config.toml").is_file() or (run_dir / "best").is_dir():
-        return
-    members = sorted(path.parent.name for path in run_dir.glob("seed-*/config.toml"))
-    if members:
-        raise UsageError(f"{run_dir}: several runs; give one of them: {run_dir / members[0]} (of {', '.join(members)})")
-    if not run_dir.exists():
-        raise UsageError(f"{run_dir}: no such directory")
-    raise UsageError(f"{run_dir}: no run here (config.toml is missing)")

@@ -54,8 +54,9 @@ class SpectralNorm(nn.Module):
         layer = self.layer
         if isinstance(layer, nn.Linear):
             return functional.linear(inputs, self.weight(), layer.bias)
-        weight, places = self.weight(), (layer.stride, layer.padding, layer.dilation, layer.groups)
-        return functional.conv2d(inputs, weight, layer.bias, *places)
+        return functional.conv2d(
+            inputs, self.weight(), layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups
+        )
 
 
 def normalise_layers(body: nn.Module, places: tuple[int, ...]) -> None:
