@@ -59,7 +59,6 @@ from qfleet.storage import write_file
 from qfleet.strategies.base import Counters, Event
 from qfleet.types import EnvSpec
 
-
 IN_RUN_DIR = "run"  # replay.directory: a folder in the run directory
 
 
