@@ -138,7 +138,7 @@ MEANINGS = {
     "replay.directory": "A folder with room for the replay's observations, which then lie in a file there instead of "
     'memory; "run" is one in the run directory. The file has no name and goes with the process; the operating system '
     "keeps in memory what is in use.",
-    "replay.compression": '"lz4" keeps frames that are stored once compressed (`pip install qfleet[compression]`).',
+    "replay.compression": '"lz4" keeps frames that are stored once compressed; the extra `compression` brings it.',
     "replay.sampler": "Every transition alike, or by TD error (proportional prioritized replay).",
     "replay.samples_per_insert": "Transitions trained on per transition inserted, once `min_transitions` are in.",
     "replay.min_transitions": "Transitions inserted before the first update.",
