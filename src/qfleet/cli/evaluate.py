@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qfleet.cli.console import DebugOption, JsonOption, Output, QuietOption, examples
-from qfleet.errors import QfleetError
+from qfleet.errors import QfleetError, UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -68,6 +68,8 @@ def evaluate(
     from qfleet.evaluation.score import score
 
     out = Output(as_json, quiet)
+    if kind_of(policy) == "run":
+        refuse_others(Path(policy))
     player = open_player(policy)
     where = find_env(player, env)
     chosen_seed = player.seed if seed is None else seed
@@ -169,3 +171,19 @@ def way_table(way: Convergence) -> Table:
         reached = ("never", "never") if never else (f"{level.num_env_steps:,}", f"{level.train_seconds:.2f}")
         shown.add_row(f"{level.share:.0%}", f"{level.level:.1f}", *reached)
     return shown
+
+
+def refuse_others(run_dir: Path) -> None:
+    """Refuse what is no run, or several.
+
+    Raises:
+        UsageError: one line, naming what to give instead.
+    """
+    if (run_dir / "config.toml").is_file() or (run_dir / "best").is_dir():
+        return
+    members = sorted(path.parent.name for path in run_dir.glob("seed-*/config.toml"))
+    if members:
+        raise UsageError(f"{run_dir}: several runs; give one of them: {run_dir / members[0]} (of {', '.join(members)})")
+    if not run_dir.exists():
+        raise UsageError(f"{run_dir}: no such directory")
+    raise UsageError(f"{run_dir}: no run here (config.toml is missing)")

@@ -104,7 +104,6 @@ def find_env(player: Player, env_id: str | None) -> EnvConfig:
 
 
 def _open_run(target: str) -> Player:
-    refuse_others(Path(target))
     config, spec, snapshot, facts = read_policy(Path(target) / "best")
     policy = Policy(make_blueprint(config, spec), snapshot)
     about = {
@@ -182,19 +181,3 @@ def _open_random(target: str) -> Player:
 
 def _batched(act: Callable[[Array, BoolArray | None], int | IntArray]) -> Act:
     return lambda obs, action_mask: np.atleast_1d(np.asarray(act(obs, action_mask), dtype=np.int64))
-
-
-def refuse_others(run_dir: Path) -> None:
-    """Refuse what is no run, or several.
-
-    Raises:
-        UsageError: one line, naming what to give instead.
-    """
-    if (run_dir / "config.toml").is_file() or (run_dir / "best").is_dir():
-        return
-    members = sorted(path.parent.name for path in run_dir.glob("seed-*/config.toml"))
-    if members:
-        raise UsageError(f"{run_dir}: several runs; give one of them: {run_dir / members[0]} (of {', '.join(members)})")
-    if not run_dir.exists():
-        raise UsageError(f"{run_dir}: no such directory")
-    raise UsageError(f"{run_dir}: no run here (config.toml is missing)")
