@@ -105,7 +105,7 @@ def test_another_environment_must_take_the_same(experiment: Any) -> None:
 def test_nothing_of_that_name_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"nowhere\.onnx: no such file"):
         open_player(str(tmp_path / "nowhere.onnx"))
-    with pytest.raises(UsageError, match="nowhere: no such directory"):
+    with pytest.raises(CheckpointError, match="no policy here"):
         open_player(str(tmp_path / "nowhere"))
     with pytest.raises(UsageError, match="name it with --env"):
         find_env(open_player("random"), None)

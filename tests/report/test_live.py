@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -143,7 +144,12 @@ def test_ctrl_c_ends_it_and_its_streams(run_dir: Path, monkeypatch: pytest.Monke
         raise KeyboardInterrupt
 
     monkeypatch.setattr(server, "serve_forever", interrupted)
-    assert serve(server) == 0
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        assert serve(server) == 0
+    finally:
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(number, handler)
     assert list(server.watch.changes()) == []
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", server.server_port), timeout=TIMEOUT)

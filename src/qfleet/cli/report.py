@@ -6,6 +6,7 @@ import os
 import shlex
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -85,16 +86,21 @@ def watch(
     watched = Watch(runs)
     watched.page()  # what cannot be read is said at once
     server = Server(watched, port)
-    console.result({"url": server.url}, f"{server.url} (Ctrl-C ends it)")
-    return serve(server)
+    return serve(server, lambda: console.result({"url": server.url}, f"{server.url} (Ctrl-C ends it)"))
 
 
-def serve(server: Server) -> int:
-    """Until Ctrl-C or SIGTERM; returns the exit code."""
+def serve(server: Server, on_ready: Callable[[], None] = lambda: None) -> int:
+    """Until Ctrl-C or SIGTERM; returns the exit code.
+
+    Args:
+        server: who answers.
+        on_ready: called once a signal ends it cleanly.
+    """
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts what runs behind it deaf to Ctrl-C
             signal.signal(number, signal.default_int_handler)
     try:
+        on_ready()
         server.serve_forever(poll_interval=0.2)
     except KeyboardInterrupt:
         pass
