@@ -45,7 +45,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--target", type=float, default=475.0, help="mean return that counts as solved")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--qfleet", help="command in place of the installed qfleet, e.g. 'python -m qfleet'")
+    parser.add_argument("--qfleet", help="command in place of the installed qfleet")
     parser.add_argument("--qfleet-args", default="", help="more arguments for every `qfleet train`")
     parser.add_argument("--timeout-s", type=float, default=900.0, help="per run")
     parser.add_argument("--out", type=Path, help="Markdown file; the raw runs go beside it as .jsonl")
