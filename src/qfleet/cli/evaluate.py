@@ -11,6 +11,7 @@ import typer
 
 from qfleet.cli.console import DebugOption, JsonOption, Output, QuietOption, examples
 from qfleet.errors import QfleetError
+from qfleet.run_dir import refuse_others
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -78,6 +79,8 @@ def evaluate(
         from qfleet.evaluation.video import check_video
 
         check_video(video)
+    if kind_of(policy) == "run":
+        refuse_others(Path(policy))
     player = open_player(policy)
     where = find_env(player, env)
     chosen_seed = player.seed if seed is None else seed

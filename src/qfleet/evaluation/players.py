@@ -22,7 +22,6 @@ from qfleet.envs.make import probe_spec
 from qfleet.errors import CheckpointError, UsageError
 from qfleet.ops.exploration import random_legal
 from qfleet.policy import Policy, make_blueprint, read_policy
-from qfleet.run_dir import refuse_others
 from qfleet.types import Array, BoolArray, EnvSpec, IntArray
 
 Act = Callable[[Array, BoolArray | None], IntArray]
@@ -105,7 +104,6 @@ def find_env(player: Player, env_id: str | None) -> EnvConfig:
 
 
 def _open_run(target: str) -> Player:
-    refuse_others(Path(target))
     config, spec, snapshot, facts = read_policy(Path(target) / "best")
     policy = Policy(make_blueprint(config, spec), snapshot)
     about = {
