@@ -16,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable
 
+import qfleet  # isort: skip  # before torch, which reads what it sets  # noqa: F401
 import gymnasium as gym
 import numpy as np
 import torch

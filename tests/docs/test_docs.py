@@ -167,8 +167,9 @@ def test_a_command_parses(page: Path, words: list[str]) -> None:
         assert set(rest) <= set(targets)
     elif program == "pip":
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-        assert rest[:2] == ["install", "-e"]
-        extras = re.fullmatch(r"\.(?:\[(.+)\])?", rest[2])
+        assert rest[0] == "install"
+        pattern = r"\.(?:\[(.+)\])?" if rest[1] == "-e" else r"qfleet(?:\[(.+)\])?"
+        extras = re.fullmatch(pattern, rest[-1])
         assert extras is not None
         assert set((extras[1] or "").split(",")) - {""} <= set(project["optional-dependencies"])
     elif program == "python" and rest[0] != "-m":
@@ -249,6 +250,7 @@ def check_training(params: dict[str, Any]) -> None:
         "qfleet evaluate",
         "make decoy",
         "pip install -e '.[decoy]'",
+        "pip install 'qfleet[decoy]'",
         "python benchmarks/replay.py --decoy",
     ],
 )
