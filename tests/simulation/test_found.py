@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from qfleet.engines.base import RoleRef
-from qfleet.strategies.base import Gradient, Update
+from qfleet.strategies.base import Gradient, SnapshotPublished, Update
 
 
 def test_an_idle_learners_lost_machine_is_noticed(fleet: Callable[..., Any]) -> None:
@@ -81,3 +81,34 @@ def test_servers_leave_out_a_push_that_one_of_them_cannot_get(fleet: Callable[..
         num_lost += one.control.tallies.get("values_lost", 0)
         one.engine.close()
     assert num_lost > 0
+
+
+def test_a_snapshot_waits_for_a_group_to_take_it_of(fleet: Callable[..., Any]) -> None:
+    # The only rank left to ask died while a joiner was to be made equal to it; the snapshot was then asked of nobody.
+    one = fleet(
+        {
+            "env.id": "qfleet/Identity-v0",
+            "engine": "sim",
+            "strategy": "all_reduce",
+            "strategy.num_workers": 2,
+            "strategy.max_restarts": 100,
+            "strategy.max_restarts_per_minute": 100,
+        }
+    )
+    one.until(lambda counters: counters.num_updates >= 3)
+    one.engine.kill(RoleRef("worker-1"))
+    submit, num_killed = one.engine.submit, 0
+
+    def killing(role: RoleRef, method: str, *args: Any, **kwargs: Any) -> Any:
+        nonlocal num_killed
+        future = submit(role, method, *args, **kwargs)
+        if method == "learner_state" and not num_killed:
+            num_killed += 1
+            one.control.snapshot_wanted = True
+            one.engine.kill(role)
+        return future
+
+    one.engine.submit = killing
+    event = next(event for event in one.events if isinstance(event, SnapshotPublished))
+    assert one.engine.result(event.future).version == event.version
+    assert num_killed == 1

@@ -41,7 +41,7 @@ def test_drawn_faults_break_nothing(only: str) -> None:
     if SCENARIOS[only][2] and only != "serial":
         # Restarts before the last checkpoint change nothing of what a resumed run is to equal.
         restarted = [one for one in outcomes if any(name.startswith("restarts.") for name in one.numbers)]
-        assert sum(one.numbers.get("versions compared", 0) for one in restarted) > 5
+        assert sum(one.numbers.get("versions compared", 0) for one in restarted) > 0
 
 
 def test_many_trials_are_summed_up() -> None:
@@ -142,7 +142,7 @@ def train_half(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(pacing, "updates_allowed", fewer)
 
 
-# How many seeds it takes from 0 on: 39, 1, 1, 8 and 2; the first is begun near the one that shows it.
+# How many seeds it takes from 0 on: 39, 2, 1, 19, 2 and 2; the first is begun near the one that shows it.
 PLANTED: dict[str, tuple[Plant, str, range]] = {
     "the dedup is dropped": (forget_the_acknowledged, "async", range(36, 90)),
     "the bound is off by one": (loosen_the_bound, "ssp", range(60)),
@@ -153,12 +153,7 @@ PLANTED: dict[str, tuple[Plant, str, range]] = {
 }
 
 
-SLOW_TO_CATCH = {"a replay key is reused", "the error feedback is lost"}  # half a minute each
-
-
-@pytest.mark.parametrize(
-    "bug", [pytest.param(bug, marks=pytest.mark.simulation if bug in SLOW_TO_CATCH else ()) for bug in PLANTED]
-)
+@pytest.mark.parametrize("bug", PLANTED)
 def test_a_planted_bug_is_caught(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plant, only, seeds = PLANTED[bug]
     plant(monkeypatch)

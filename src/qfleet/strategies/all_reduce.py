@@ -272,8 +272,11 @@ class _AllReduce:
     # what they do
 
     def _publish(self) -> Iterator[Event]:
+        group = self._group()
+        if not group:
+            return  # whoever was to be the others' source has just died; ask the next group
         self.control.snapshot_wanted = False
-        future = self.engine.submit(self._group()[0].ref, "snapshot")
+        future = self.engine.submit(group[0].ref, "snapshot")
         answers = yield from self._gather([future])
         if not answers:
             self.control.snapshot_wanted = True  # of another one, then
