@@ -80,6 +80,85 @@ def test_chain(experiment: MakeExperiment, env_kwargs: dict[str, Any], options: 
     assert_within_one_percent(q_values, Chain(4, env_kwargs["mode"]).optimal_q(GAMMA))
 
 
+CHAIN = {key: value for key, value in TABLE.items() if key != "algo.loss"} | {"env.num_envs": 16}
+IQN = dict.fromkeys(
+    ["algo.num_quantiles", "algo.num_target_quantiles", "algo.num_policy_quantiles", "algo.num_cosines"], 8
+)
+# The support holds the largest value, 5, so that no mean is moved; quantiles of a certain return are all the same.
+DISTRIBUTIONAL: dict[str, dict[str, Any]] = {
+    "c51": {"algo": "c51", "algo.v_min": 0.0, "algo.v_max": 6.0, "algo.num_atoms": 31},
+    "c51-double-dueling": {
+        "algo": "c51",
+        "algo.v_min": -1.0,
+        "algo.v_max": 7.0,
+        "algo.double": True,
+        "algo.dueling": True,
+        "replay.sampler": "prioritized",
+    },
+    "qr_dqn": {"algo": "qr_dqn", "algo.num_quantiles": 8},
+    "qr_dqn-double-dueling": {
+        "algo": "qr_dqn",
+        "algo.num_quantiles": 8,
+        "algo.double": True,
+        "algo.dueling": True,
+        "replay.sampler": "prioritized",
+    },
+    "iqn": {"algo": "iqn", **IQN},
+    "iqn-double-dueling": {
+        "algo": "iqn",
+        **IQN,
+        "algo.double": True,
+        "algo.dueling": True,
+        "replay.sampler": "prioritized",
+    },
+}
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONAL)
+def test_distributions_on_a_chain(experiment: MakeExperiment, name: str) -> None:
+    changes = {"env.kwargs": {"num_states": 4, "random_start": True, "mode": "continue", "time_limit": 10}}
+    q_values = learned_q(experiment("qfleet/Chain-v0", CHAIN | changes | DISTRIBUTIONAL[name]), 4)
+    assert_within_one_percent(q_values, Chain(4, "continue").optimal_q(GAMMA))
+
+
+@pytest.mark.parametrize("name", ["c51", "qr_dqn", "iqn"])
+def test_distributions_on_a_masked_chain(experiment: MakeExperiment, name: str) -> None:
+    env_kwargs = {"num_states": 5, "time_limit": 30, "random_start": True}
+    q_values = learned_q(
+        experiment("qfleet/MaskedChain-v0", CHAIN | {"env.kwargs": env_kwargs} | DISTRIBUTIONAL[name]), 5
+    )
+    assert_within_one_percent(q_values, MaskedChain(5).optimal_q(GAMMA))
+
+
+def munchausen_q(alpha: float, temperature: float) -> np.ndarray:
+    """The fixed point of the Munchausen operator on the chain of 4 states that goes on for ever, by iteration."""
+    q = np.zeros((4, 2))
+    for _ in range(2000):
+        log_policy = q / temperature - np.log(np.exp(q / temperature).sum(axis=1, keepdims=True))
+        soft = (np.exp(log_policy) * (q - temperature * log_policy)).sum(axis=1)
+        following = np.array([[max(state - 1, 0), min(state + 1, 3)] for state in range(4)])
+        reward = np.zeros((4, 2))
+        reward[3, 1] = 1.0
+        q = reward + alpha * np.clip(temperature * log_policy, -1.0, 0.0) + GAMMA * soft[following]
+    return q
+
+
+@pytest.mark.parametrize("algo", ["dqn", "iqn"])
+def test_munchausen_on_a_chain(experiment: MakeExperiment, algo: str) -> None:
+    changes: dict[str, Any] = {
+        **(IQN if algo == "iqn" else {}),
+        "algo": algo,
+        "algo.double": False,
+        "algo.munchausen": True,
+        "algo.munchausen_alpha": 0.5,
+        "algo.munchausen_temperature": 0.3,
+        "env.kwargs": {"num_states": 4, "random_start": True, "mode": "continue", "time_limit": 10},
+    }
+    expected = munchausen_q(0.5, 0.3)
+    assert np.abs(expected / Chain(4, "continue").optimal_q(GAMMA) - 1).max() > 0.1, "not those of plain Q-learning"
+    assert_within_one_percent(learned_q(experiment("qfleet/Chain-v0", CHAIN | changes), 4), expected)
+
+
 def test_three_step_returns_of_a_random_policy(experiment: MakeExperiment) -> None:
     # Identity cut every 1000 steps and acted on at random: a window of three holds the first reward, then two that are
     # 1/2 on average, then the bootstrap. So Q_right = 1 + (0.8 + 0.64) / 2 + 0.512 Q_right = 1.72 / 0.488, the other

@@ -50,7 +50,7 @@ def test_a_planted_unread_field_is_caught(tmp_path: Path) -> None:
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     for file, class_name in (
         ("config.py", "class StopConfig(Section):"),
-        ("algos/dqn.py", "class Config(ReplayAlgorithmConfig):"),
+        ("algos/dqn.py", "class Config(MunchausenConfig):"),
     ):
         path = copy / file
         text = path.read_text("utf-8")

@@ -51,6 +51,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "algo.target_update": "soft",
     },
     "noisy": {"algo.noisy": True, "algo.exploration": "none", "strategy.num_shards": 3},
+    "iqn": {"algo": "iqn", "algo.num_quantiles": 8, "algo.double": True},
 }
 # Script offers its state and is saved with it; CartPole does not, so that a checkpoint resets it.
 ENVS = ["qfleet/Script-v0", "CartPole-v1"]

@@ -50,6 +50,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "next-step-autoreset": {"algo.n_step": 3, "env.autoreset": "next_step", "env.vectorization": "sync"},
     "vector-calls": {"strategy.collect_steps": 4, "algo.n_step": 2},
+    "rainbow": {
+        "algo": "c51",
+        **dict.fromkeys(["algo.double", "algo.dueling", "algo.noisy"], True),
+        "algo.exploration": "none",
+        "algo.n_step": 3,
+        "replay.sampler": "prioritized",
+    },
+    "qr_dqn": {"algo": "qr_dqn", "algo.num_quantiles": 8, "replay.sampler": "prioritized"},
+    "iqn": {"algo": "iqn", "algo.num_quantiles": 8, "algo.noisy": True, "algo.double": True},
+    "munchausen-iqn": {"algo": "iqn", "algo.double": False, "algo.munchausen": True, "replay.sampler": "prioritized"},
 }
 
 

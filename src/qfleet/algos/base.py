@@ -13,10 +13,11 @@ from typing import Annotated, ClassVar, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from qfleet.config import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Section
+from qfleet.errors import ConfigError
 from qfleet.networks.flat import FlatNetwork
 from qfleet.networks.heads import LinearHead, QNetwork
 from qfleet.networks.optimizer import OptimizerConfig
@@ -110,6 +111,41 @@ class ReplayAlgorithmConfig(AlgorithmConfig):
         return float(after // period > before // period)
 
 
+class MunchausenConfig(ReplayAlgorithmConfig):
+    """Fields of algorithms that may take the Munchausen target instead of a maximum (Vieillard et al. 2020).
+
+    It has no maximum to be double about, and needs the policy at each state that a reward was got in, which n-step
+    returns leave out.
+    """
+
+    double: bool = True
+    munchausen: bool = False
+    munchausen_alpha: Fraction = 0.9
+    munchausen_temperature: PositiveFloat = 0.03
+    munchausen_lowest: float = Field(default=-1.0, le=0, allow_inf_nan=False)
+
+    @field_validator("munchausen")
+    @classmethod
+    def _one_step_and_soft(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("double"):
+            raise ValueError("its target has no maximum for algo.double to choose; set algo.double=false")
+        if value and info.data.get("n_step", 1) > 1:
+            raise ValueError("only the first of n steps would get its bonus; set algo.n_step=1")
+        return value
+
+    def refuse_masks(self, spec: EnvSpec) -> None:
+        """Say so where the target would need what replay does not hold.
+
+        Raises:
+            ConfigError: Munchausen's policy at the present observation, with illegal actions.
+        """
+        if self.munchausen and spec.has_action_mask:
+            raise ConfigError(
+                f"algo.munchausen: {spec.env_id} has action masks, and replay does not hold that of the present "
+                "observation, which the bonus needs; set it to false"
+            )
+
+
 class RolloutConfig(AlgorithmConfig):
     """Fields of algorithms that learn from rollouts: T = `rollout_steps` vector steps of all environments."""
 
@@ -188,7 +224,8 @@ class LossOutput:
     Attributes:
         loss: scalar, mean over the batch of the weighted losses.
         mean_value: scalar, mean Q of the actions taken, or mean V.
-        priority: float [B], |TD error| of each transition; None where nothing is replayed.
+        priority: float [B], |TD error| of each transition, or what stands for it where distributions are learned; None
+            where nothing is replayed.
         extras: further scalars for the log, by name.
     """
 

@@ -1,7 +1,8 @@
 """DQN: Q-learning with a target network and replay, with its usual options as fields.
 
 Mnih et al. (2015); double (van Hasselt et al. 2016), dueling (Wang et al. 2016), noisy layers (Fortunato et al. 2018),
-n-step returns (Sutton 1988; assembled before replay). The equations are in ops/q_learning.py.
+n-step returns (Sutton 1988; assembled before replay), Munchausen (Vieillard et al. 2020). The equations are in
+ops/q_learning.py and ops/munchausen.py.
 """
 
 from __future__ import annotations
@@ -11,20 +12,20 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from qfleet.algos.base import Batch, LearnsFrom, LossOutput, ReplayAlgorithmConfig
+from qfleet.algos.base import Batch, LearnsFrom, LossOutput, MunchausenConfig
 from qfleet.config import PositiveFloat
 from qfleet.networks.flat import FlatNetwork
 from qfleet.networks.heads import DuelingHead, LinearHead, QNetwork
 from qfleet.networks.torso import NetworkConfig, Torso
 from qfleet.ops import q_learning
+from qfleet.ops.munchausen import munchausen_bonus, soft_value
 from qfleet.types import EnvSpec
 
 
-class Config(ReplayAlgorithmConfig):
+class Config(MunchausenConfig):
     """The [algo] section of a DQN recipe."""
 
     name: str = "dqn"
-    double: bool = True
     dueling: bool = False
     noisy: bool = False
     loss: Literal["huber", "mse"] = "huber"
@@ -44,7 +45,12 @@ class Algorithm:
         self.config = config
 
     def build_network(self, network: NetworkConfig, spec: EnvSpec) -> nn.Module:
-        """Observations [B, *O] -> Q-values [B, A]."""
+        """Observations [B, *O] -> Q-values [B, A].
+
+        Raises:
+            ConfigError: an option does not fit the environment.
+        """
+        self.config.refuse_masks(spec)
         torso = Torso(network, spec.obs_shape, spec.obs_dtype)
         head_class = DuelingHead if self.config.dueling else LinearHead
         return QNetwork(torso, head_class(torso.num_features, spec.num_actions, noisy=self.config.noisy))
@@ -57,13 +63,20 @@ class Algorithm:
     @torch.no_grad()
     def targets(self, online: FlatNetwork, target: FlatNetwork, batch: Batch) -> Tensor:
         """What Q(s, a) should be: float [B]."""
+        config, reward_B = self.config, batch.reward
         next_q_target_BA = target.infer(batch.next_obs)
-        if self.config.double:
+        if config.munchausen:
+            temperature = config.munchausen_temperature
+            reward_B = reward_B + munchausen_bonus(
+                target.infer(batch.obs), batch.action, config.munchausen_alpha, temperature, config.munchausen_lowest
+            )
+            next_value_B = soft_value(next_q_target_BA, temperature, batch.next_action_mask)
+        elif config.double:
             next_q_online_BA = online.infer(batch.next_obs)
             next_value_B = q_learning.double_q_value(next_q_target_BA, next_q_online_BA, batch.next_action_mask)
         else:
             next_value_B = q_learning.max_value(next_q_target_BA, batch.next_action_mask)
-        return q_learning.bootstrapped_target(batch.reward, batch.discount, next_value_B)
+        return q_learning.bootstrapped_target(reward_B, batch.discount, next_value_B)
 
     @torch.no_grad()
     def loss(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from qfleet.networks.heads import LinearHead, QNetwork
+from qfleet.networks.heads import DistributionHead, LinearHead, QNetwork
 from qfleet.networks.torso import MLP
 
 _aten = torch.ops.aten
@@ -45,12 +45,20 @@ class ExplicitMLP:
         layers: the dense layers in order.
         before: preprocessing (scale, normalisation); no gradient flows through it.
         tail: the rest of the network, differentiated by autograd; None if the layers are all of it.
+        shape: of one row of the layers' output; None leaves it [F].
     """
 
-    def __init__(self, layers: list[DenseLayer], before: list[nn.Module], tail: nn.Module | None) -> None:
+    def __init__(
+        self,
+        layers: list[DenseLayer],
+        before: list[nn.Module],
+        tail: nn.Module | None,
+        shape: tuple[int, int] | None = None,
+    ) -> None:
         self.layers = layers
         self.before = before
         self.tail = tail
+        self.shape = shape
 
     @classmethod
     def of(cls, module: nn.Module) -> ExplicitMLP | None:
@@ -68,15 +76,15 @@ class ExplicitMLP:
         if layers is None:
             return None
         head = module.head
-        if isinstance(head, LinearHead) and isinstance(head.values, nn.Linear):
+        if isinstance(head, LinearHead | DistributionHead) and isinstance(head.values, nn.Linear):
             last = _dense_layers([head.values])
             assert last is not None
-            return cls(layers + last, before, None)
+            return cls(layers + last, before, None, head.shape if isinstance(head, DistributionHead) else None)
         return cls(layers, before, head)
 
     @torch.no_grad()
     def forward(self, obs: Tensor) -> Tensor:
-        """The layers' output without anything kept: [B, *O] -> float [B, F]."""
+        """The layers' output without anything kept: [B, *O] -> float [B, F], or [B, *shape]."""
         hidden = self._prepare(obs)
         for layer in self.layers:
             hidden = torch.addmm(layer.bias, hidden, layer.weight.t())
@@ -85,7 +93,7 @@ class ExplicitMLP:
                 hidden = torch.native_layer_norm(hidden, weight.shape, weight, bias, epsilon)[0]
             if layer.has_relu:
                 hidden = torch.relu_(hidden)
-        return hidden
+        return hidden if self.shape is None else hidden.view(-1, *self.shape)
 
     @torch.no_grad()
     def forward_cached(self, obs: Tensor) -> tuple[Tensor, list[LayerCache]]:
@@ -102,11 +110,12 @@ class ExplicitMLP:
             if layer.has_relu:
                 hidden = torch.relu_(hidden)
             cache.append((entering, before_norm, mean, inverse_std, hidden))
-        return hidden, cache
+        return hidden if self.shape is None else hidden.view(-1, *self.shape), cache
 
     @torch.no_grad()
     def backward(self, cache: list[LayerCache], gradient: Tensor) -> None:
-        """Write the layers' parameter gradients, given the gradient of their output (float [B, F])."""
+        """Write the layers' parameter gradients, given the gradient of their output (float [B, F], or [B, *shape])."""
+        gradient = gradient.flatten(1)
         for index in range(len(self.layers) - 1, -1, -1):
             layer = self.layers[index]
             entering, before_norm, mean, inverse_std, leaving = cache[index]

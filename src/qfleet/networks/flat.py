@@ -63,20 +63,26 @@ class FlatNetwork:
         self.layout_hash = layout_hash(self.module)
         self._explicit = ExplicitMLP.of(self.module)
 
-    def infer(self, obs: Tensor) -> Any:
-        """The network's output without gradients: [B, *O] -> what the module returns."""
+    def infer(self, obs: Tensor, *inputs: Tensor) -> Any:
+        """The network's output without gradients: [B, *O] -> what the module returns.
+
+        `inputs` are what the head reads beside the features, such as IQN's fractions.
+        """
         with torch.no_grad():
             if self._explicit is None:
-                return self.module(obs)
+                return self.module(obs, *inputs)
             output = self._explicit.forward(obs)
-            return output if self._explicit.tail is None else self._explicit.tail(output)
+            return output if self._explicit.tail is None else self._explicit.tail(output, *inputs)
 
-    def backpropagate(self, obs: Tensor, gradient_of: Callable[[Tensor], tuple[Tensor, Result]]) -> Result:
+    def backpropagate(
+        self, obs: Tensor, gradient_of: Callable[[Tensor], tuple[Tensor, Result]], *inputs: Tensor
+    ) -> Result:
         """Fill `gradient` with the gradient of a loss of the network's output.
 
         Args:
             obs: [B, *O].
             gradient_of: maps the output, detached, to the loss's gradient in it and whatever the caller wants back.
+            inputs: what the head reads beside the features; no gradient flows there.
 
         Returns:
             The second value of `gradient_of`.
@@ -85,12 +91,12 @@ class FlatNetwork:
         self.gradient.zero_()
         explicit = self._explicit
         if explicit is None:
-            return _backward(self.module(obs), gradient_of)
+            return _backward(self.module(obs, *inputs), gradient_of)
         hidden, cache = explicit.forward_cached(obs)
         if explicit.tail is None:
             gradient, result = gradient_of(hidden)
         else:
-            result = _backward(explicit.tail(hidden.requires_grad_()), gradient_of)
+            result = _backward(explicit.tail(hidden.requires_grad_(), *inputs), gradient_of)
             assert hidden.grad is not None
             gradient = hidden.grad
         explicit.backward(cache, gradient)

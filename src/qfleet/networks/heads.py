@@ -1,4 +1,7 @@
-"""Heads: from features to one value per action. Linear, dueling, each plain or noisy."""
+"""Heads: from features to one value per action, or to a distribution of N numbers per action.
+
+Linear, dueling, each plain or noisy. Heads that read more than features are in networks/implicit.py. Floor 2.
+"""
 
 from __future__ import annotations
 
@@ -41,15 +44,45 @@ class DuelingHead(nn.Module):
         return value + advantage - advantage.mean(dim=1, keepdim=True)
 
 
+class DistributionHead(nn.Module):
+    """One linear layer: features [B, F] -> N numbers for each action [B, A, N]."""
+
+    def __init__(self, num_features: int, num_actions: int, num_atoms: int, *, noisy: bool) -> None:
+        super().__init__()
+        self.shape = (num_actions, num_atoms)
+        self.values = linear_layer(num_features, num_actions * num_atoms, noisy=noisy)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """float [B, F] -> float [B, A, N]."""
+        values: Tensor = self.values(features)
+        return values.reshape(-1, *self.shape)
+
+
+class DuelingDistributionHead(nn.Module):
+    """z_i(s, a) = V_i(s) + A_i(s, a) - mean_a A_i(s, a) for each i of N (Hessel et al. 2018, Rainbow)."""
+
+    def __init__(self, num_features: int, num_actions: int, num_atoms: int, *, noisy: bool) -> None:
+        super().__init__()
+        self.shape = (num_actions, num_atoms)
+        self.value = linear_layer(num_features, num_atoms, noisy=noisy)
+        self.advantage = linear_layer(num_features, num_actions * num_atoms, noisy=noisy)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """float [B, F] -> float [B, A, N]."""
+        advantage: Tensor = self.advantage(features).reshape(-1, *self.shape)
+        value: Tensor = self.value(features).unsqueeze(1)
+        return value + advantage - advantage.mean(dim=1, keepdim=True)
+
+
 class QNetwork(nn.Module):
-    """Torso and head: observations [B, *O] -> Q-values [B, A]."""
+    """Torso and head: observations [B, *O] -> Q-values [B, A], or a distribution for each action [B, A, N]."""
 
     def __init__(self, torso: Torso, head: nn.Module) -> None:
         super().__init__()
         self.torso = torso
         self.head = head
 
-    def forward(self, obs: Tensor) -> Tensor:
-        """[B, *O] -> float [B, A]."""
-        values: Tensor = self.head(self.torso(obs))
+    def forward(self, obs: Tensor, *inputs: Tensor) -> Tensor:
+        """[B, *O], and what else the head reads -> float [B, A] or [B, A, N]."""
+        values: Tensor = self.head(self.torso(obs), *inputs)
         return values

@@ -11,7 +11,21 @@ import torch
 from torch import Tensor, nn
 
 
-class NoisyLinear(nn.Module):
+class RandomLayer(nn.Module):
+    """A layer whose output depends on random numbers that its role draws, with a generator of the role's own.
+
+    Attributes:
+        mean_only: whether it does without them (evaluation, export).
+    """
+
+    mean_only: bool
+
+    def resample(self, generator: torch.Generator) -> None:
+        """Draw anew: before an update, and before each choice of actions."""
+        raise NotImplementedError
+
+
+class NoisyLinear(RandomLayer):
     """y = (mu_w + sigma_w * eps_w) x + mu_b + sigma_b * eps_b, with eps_w = f(eps_out) f(eps_in)^T.
 
     The noise stays fixed until `resample`; `mean_only` switches it off (evaluation, export).
@@ -55,12 +69,12 @@ class NoisyLinear(nn.Module):
         return nn.functional.linear(features, weight, bias)
 
 
-def noisy_layers(module: nn.Module) -> list[NoisyLinear]:
-    """The noisy layers of a network, to be found once and resampled often."""
-    return [layer for layer in module.modules() if isinstance(layer, NoisyLinear)]
+def noisy_layers(module: nn.Module) -> list[RandomLayer]:
+    """The layers of a network that need random numbers, to be found once and resampled often."""
+    return [layer for layer in module.modules() if isinstance(layer, RandomLayer)]
 
 
 def set_mean_only(module: nn.Module, mean_only: bool) -> None:
-    """Switch the noise of every noisy layer off or on."""
+    """Switch the random numbers of every layer off or on."""
     for layer in noisy_layers(module):
         layer.mean_only = mean_only
