@@ -31,6 +31,7 @@ import numpy as np
 
 HERE = Path(__file__).parent
 ENTRY = "from qfleet.cli.main import main; main()"
+IMAGES_A_REQUEST = (1, 8)
 CARTPOLE = [0.01, -0.02, 0.03, 0.04]
 
 
@@ -185,11 +186,14 @@ def ray_served(python: str, model: Path) -> Iterator[tuple[str, int]]:
 def measure_cnn(args: argparse.Namespace, model: Path) -> dict[str, Any]:
     """The server, and onnxruntime alone with the same images: in one thread, in all, and in one process a core."""
     alone = onnxruntime_alone(model, args.seconds)
-    with served(model) as (host, port):
-        load(host, port, args, "--image", "1", "--seconds", "2")
-        found = load(host, port, args, "--image", "1")
     best = max(alone.values())
-    return {"alone": alone, "served": found, "share_of_best": found["requests_per_second"] / best}
+    found: dict[str, Any] = {"alone": alone}
+    with served(model) as (host, port):
+        for images in IMAGES_A_REQUEST:
+            load(host, port, args, "--image", str(images), "--seconds", "2")
+            result = load(host, port, args, "--image", str(images))
+            found[f"served_{images}"] = {**result, "share_of_best": result["requests_per_second"] * images / best}
+    return found
 
 
 def onnxruntime_alone(model: Path, seconds: float) -> dict[str, float]:
@@ -255,10 +259,12 @@ def print_table(results: dict[str, Any]) -> None:
             print(row(f"CartPole, {name}", runs))
     cnn = results.get("cnn", [])
     if cnn:
-        print(row("Nature CNN, qfleet serve", [run["served"] for run in cnn]))
+        for images in IMAGES_A_REQUEST:
+            runs = [run[f"served_{images}"] for run in cnn]
+            shares = spread([run["share_of_best"] for run in runs], 2)
+            print(row(f"Nature CNN, qfleet serve, {images} images a request, {shares} of onnxruntime alone", runs))
         best = [max(run["alone"].items(), key=lambda item: item[1]) for run in cnn]
         print(f"| Nature CNN, onnxruntime alone | {spread([value for _, value in best])} ({best[0][0]}) | | | |")
-        print(f"\nNature CNN, share of onnxruntime alone: {spread([run['share_of_best'] for run in cnn], 2)}")
     if "ray" in (results.get("cartpole") or [{}])[0]:
         ratios = [run["full"]["requests_per_second"] / run["ray"]["requests_per_second"] for run in results["cartpole"]]
         print(f"CartPole, times Ray Serve's requests/s: {spread(ratios, 1)}")

@@ -30,9 +30,23 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         {"algo.dueling": True, "algo.noisy": True, "network.normalize_observations": True},
     ),
     "images": ("tests_export_images:Images", {"network.hidden": [8], "replay.store_frames_once": False}),
+    "c51": ("CartPole-v1", {"algo": "c51"}),
+    "qr_dqn": ("CartPole-v1", {"algo": "qr_dqn"}),
+    "iqn noisy": ("CartPole-v1", {"algo": "iqn", "algo.noisy": True}),
     "logits": ("CartPole-v1", {"algo": "a2c"}),
     "masks": ("qfleet/MaskedChain-v0", {"algo": "pqn"}),
 }
+TORSO = """
+from torch import nn
+
+
+class Fixed(nn.Linear):
+    def __init__(self, obs_shape):
+        super().__init__(4, 8)
+
+    def forward(self, obs):
+        return super().forward(obs).reshape(len(obs), 8)
+"""
 IMAGES = """
 import gymnasium as gym
 import numpy as np
@@ -56,6 +70,7 @@ class Images(gym.Env):
 def _images_can_be_imported(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path_factory.mktemp("modules")
     (folder / "tests_export_images.py").write_text(IMAGES, "utf-8")
+    (folder / "tests_export_torso.py").write_text(TORSO, "utf-8")
     monkeypatch.syspath_prepend(str(folder))
 
 
@@ -82,12 +97,19 @@ def test_an_onnx_file_gives_the_values_of_its_policy(saved_policy: SavedPolicy, 
     assert onnx.act(obs[0]) == values[0].argmax()
     body = onnx.description.body
     assert body["spec"] == json.loads(json.dumps({n: getattr(policy.spec, n) for n in type(policy.spec).__slots__}))
-    assert (body["env_id"], body["algo"]) == (policy.spec.env_id, KINDS[kind][1].get("algo", "dqn"))
+    assert (body["env_id"], body["algo"]) == (policy.spec.env_id, str(KINDS[kind][1].get("algo", "dqn")))
     assert body["facts"] == {"version": 7, "num_env_steps": 400, "mean_return": 9.5, "episodes": 4}
     assert body["agreement"]["num_observations"] == 1000
     assert body["agreement"]["max_relative_error"] < 1e-4
     assert ("logits" in body["outputs"]["q_values"]) == (kind == "logits")
     assert onnx.make_env().observation_space.shape == policy.spec.obs_shape
+
+
+def test_a_network_of_one_batch_size_is_refused(saved_policy: SavedPolicy) -> None:
+    run_dir = saved_policy("CartPole-v1", {"network.kind": "tests_export_torso:Fixed"})
+    with pytest.raises(ExportError, match=r"where it says len\(x\), write x\.shape\[0\]"):
+        export_run(run_dir)
+    assert not (run_dir / "policy.onnx").exists()
 
 
 def test_an_action_mask_is_kept_to(cartpole_onnx: Path) -> None:

@@ -47,6 +47,7 @@ WRONG: dict[str, tuple[bytes, str, str]] = {
     "no object": (b"[1, 2, 3, 4]", "obs", "missing"),
     "no obs": (b"{}", "obs", "missing"),
     "unknown field": (b'{"obs": [0, 0, 0, 0], "observation": 1}', "observation", "no such field"),
+    "a field without a name": (b'{"obs": [0, 0, 0, 0], "": 1}', "(empty)", "no such field"),
     "shape": (b'{"obs": [0, 0, 0]}', "obs", "shape [3]; this policy takes float32 [4]"),
     "too deep": (b'{"obs": [[[0, 0, 0, 0]]]}', "obs", "shape [1, 1, 4]"),
     "ragged": (b'{"obs": [[0, 0, 0, 0], [0]]}', "obs", "different lengths"),

@@ -81,17 +81,17 @@ def test_a_free_thread_waits_for_others_only_while_another_runs() -> None:
         echo = Echo()
         echo.gate.clear()
         made = batcher(echo, in_loop=False, num_threads=2)
-        futures = [made.submit(rows(1))]
+        futures = [made.submit(rows(1, 2, 3))]
         while not echo.batches:
             await asyncio.sleep(0)
-        for value in (2, 3, 4):
+        for value in (4, 5):
             futures.append(made.submit(rows(value)))
             await asyncio.sleep(0)
-        assert echo.batches == [1], "three wait for a fourth, at most max_wait"
-        futures.append(made.submit(rows(5)))
+        assert echo.batches == [3], "two wait for a third, at most max_wait: then both batches are of one size"
+        futures.append(made.submit(rows(6)))
         while len(echo.batches) < 2:
             await asyncio.sleep(0)
-        assert echo.batches == [1, 4]
+        assert echo.batches == [3, 3]
         echo.gate.set()
         await asyncio.gather(*futures)
 

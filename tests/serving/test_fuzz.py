@@ -79,7 +79,7 @@ async def fuzz(model: Path, count: int, seed: int) -> dict[int, int]:
                 [b"application/json", b"application/json", b"application/octet-stream", draw.randbytes(9)]
             )
             status, answer = await ask(app, body, kind, draw.choice([b"", b"", b"q_values=true", draw.randbytes(4)]))
-            assert status in ALLOWED, body
+            assert status in ALLOWED, (status, body)
             content = json.loads(answer)
             if status == 200:
                 assert "action" in content

@@ -23,9 +23,9 @@ class _TracedNetwork:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
 
-    def infer(self, obs: Tensor) -> Tensor:
-        """The module's output: [B, *O] -> what it returns."""
-        output: Tensor = self.module(obs)
+    def infer(self, obs: Tensor, *inputs: Tensor) -> Tensor:
+        """The module's output: [B, *O], and what its head reads beside the features -> what it returns."""
+        output: Tensor = self.module(obs, *inputs)
         return output
 
 

@@ -31,7 +31,7 @@ def build_onnx(network: GreedyNetwork, example: Array) -> Any:
 
     Raises:
         MissingExtraError: a package is not installed.
-        ExportError: an operation cannot be translated.
+        ExportError: an operation cannot be translated, or the batch size would be fixed.
     """
     try:
         import onnx  # noqa: F401
@@ -55,6 +55,11 @@ def build_onnx(network: GreedyNetwork, example: Array) -> Any:
         raise ExportError(f"this network cannot be written as ONNX: {' '.join(str(error).split())[:300]}") from error
     assert program is not None
     model = program.model_proto
+    if not model.graph.input[0].type.tensor_type.shape.dim[0].dim_param:
+        raise ExportError(
+            "this network cannot be written as ONNX: it computes with the batch size as a constant; "
+            "where it says len(x), write x.shape[0]"
+        )
     _strip(model)
     return model
 

@@ -78,4 +78,5 @@ class ImplicitQuantileHead(RandomLayer):
         if self.hidden is not None:
             product = torch.relu(self.hidden(product))
         values: Tensor = self.values(product)
-        return values.reshape(len(features), fractions.shape[1], -1).transpose(1, 2)
+        # Not len(features): a tracer takes that for a constant, and the exported network for one of that batch size.
+        return values.reshape(features.shape[0], fractions.shape[1], -1).transpose(1, 2)

@@ -5,7 +5,7 @@ read; larger ones in threads, where what arrives meanwhile makes the next batch.
 
 waits for                              unblocked by
 a request's future                     its batch; an inference that raises fails its batch
-pending observations, threads busy     an inference that ends, `max_batch` observations, or `max_wait` seconds
+pending observations, threads busy     an inference that ends, as many as run in a thread, or `max_wait` seconds
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import os
+import sys
+import threading
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +31,7 @@ from qfleet.types import Array, FloatArray, IntArray
 logger = logging.getLogger("qfleet.serving")
 # A batch that takes longer would keep the loop from reading: it goes to a thread.
 MAX_LOOP_SECONDS = 0.0015
+INFERENCE_NICENESS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +88,11 @@ class Batcher:
         self._max_batch, self._max_wait = max_batch, max_wait
         self._max_queue, self._max_age = max_queue, max_age
         self._num_threads = num_threads
-        self._pool = ThreadPoolExecutor(num_threads, "inference")
+        self._pool = ThreadPoolExecutor(num_threads, "inference", initializer=_give_way)
         self._waiting: deque[_Waiting] = deque()
         self._num_rows = 0
         self._num_running = 0
+        self._rows_running = 0
         self._is_scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -128,15 +133,18 @@ class Batcher:
         """Start inferences in threads, as many as there are threads for."""
         while self._waiting and self._num_running < self._num_threads:
             age = time.monotonic() - self._waiting[0].since
-            if self._num_running and self._num_rows < self._max_batch and age < self._max_wait:
+            # A batch as large as those that run: equal shares keep all threads at work, for any number of clients.
+            is_enough = self._num_rows >= min(self._max_batch, self._rows_running / max(self._num_running, 1))
+            if self._num_running and not is_enough and age < self._max_wait:
                 if self._timer is None:
                     self._timer = self._loop.call_later(self._max_wait - age, self._time_is_up)
                 return
             batch = self._take()
             if not batch:
                 continue
-            self._num_running += 1
             model, obs = self.model, _stack(batch)
+            self._num_running += 1
+            self._rows_running += len(obs)
             running = self._loop.run_in_executor(self._pool, model.policy.infer, obs)
             running.add_done_callback(functools.partial(self._finish, batch, model))
 
@@ -146,6 +154,7 @@ class Batcher:
 
     def _finish(self, batch: list[_Waiting], model: Model, done: asyncio.Future[tuple[FloatArray, IntArray]]) -> None:
         self._num_running -= 1
+        self._rows_running -= sum(len(item.obs) for item in batch)
         error = done.exception()
         if error is None:
             self._hand_out(batch, model, *done.result())
@@ -194,6 +203,12 @@ class Batcher:
         for item in batch:
             if not item.future.done():
                 item.future.set_exception(RequestError(503, "server", "inference failed; try again"))
+
+
+def _give_way() -> None:
+    """A thread that infers leaves the processor to the event loop, which brings it work and takes its answers away."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), INFERENCE_NICENESS)
 
 
 def _stack(batch: list[_Waiting]) -> Array:

@@ -7,11 +7,14 @@ import sys
 
 
 def set_up_logs() -> None:
-    """Warnings and worse of this package and of uvicorn, with the time."""
+    """Warnings and worse of this package, errors of uvicorn, with the time.
+
+    uvicorn warns of each client that sends no HTTP: whoever can connect could fill the log.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    for name in ("qfleet.serving", "uvicorn"):
+    for name, level in (("qfleet.serving", logging.WARNING), ("uvicorn", logging.ERROR)):
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
         logger.propagate = False
-        logger.setLevel(logging.WARNING)
+        logger.setLevel(level)

@@ -76,7 +76,9 @@ class Contract:
             raise RequestError(400, "obs", 'missing; send {"obs": [...]}')
         if len(content) > 1 and not content.keys() <= _FIELDS:
             unknown = sorted(content.keys() - _FIELDS)[0]
-            raise RequestError(400, _printable(unknown), f"no such field; there are {', '.join(sorted(_FIELDS))}")
+            raise RequestError(
+                400, _printable(unknown) or "(empty)", f"no such field; there are {', '.join(sorted(_FIELDS))}"
+            )
         has_words = b"true" in body or b"false" in body
         obs, is_single = self._shaped(_numbers(content["obs"], has_words))
         request = ActRequest(self._typed(obs), is_single)
