@@ -25,9 +25,10 @@ from harness import hardware_line
 from qfleet.envs.atari import vector_arguments
 from qfleet.envs.make import probe_spec
 from qfleet.policy import make_blueprint
-from qfleet.recipe import RunConfig, build_config, find_recipe
+from qfleet.recipe import find_recipe
 from qfleet.roles.actor import Actor
 from qfleet.roles.rollout_actor import RolloutActor
+from qfleet.run_config import RunConfig, build_config
 from qfleet.types import Progress, Receipt
 
 LATE = Progress(num_env_steps=10**9)  # exploration has decayed

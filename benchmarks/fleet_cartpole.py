@@ -60,7 +60,7 @@ def parse_arguments() -> argparse.Namespace:
 def one(args: argparse.Namespace) -> dict[str, object]:
     """The run's summary, and what only its events tell: the mean of every lag, and when the first call was answered."""
     from qfleet.experiment import Experiment, Finished
-    from qfleet.recipe import parse_override
+    from qfleet.run_config import parse_override
     from qfleet.strategies.base import Rollout, Update
 
     overrides = STRATEGIES.get(args.one, {}) | {

@@ -17,9 +17,9 @@ import torch
 
 from harness import hardware_line, versions_line
 from qfleet.machine import set_up_torch
-from qfleet.recipe import build_config
 from qfleet.roles.blueprint import Blueprint
 from qfleet.roles.learner import Learner
+from qfleet.run_config import build_config
 from qfleet.types import EnvSpec, Transitions
 
 SPEC = EnvSpec("frames", (4, 84, 84), "uint8", 6)

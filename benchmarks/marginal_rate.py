@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 
 from qfleet.experiment import Experiment
-from qfleet.recipe import build_config, find_recipe, parse_override
+from qfleet.recipe import find_recipe
+from qfleet.run_config import build_config, parse_override
 from qfleet.strategies.base import Rollout, Update
 
 

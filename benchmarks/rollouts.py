@@ -20,9 +20,9 @@ import torch
 from harness import hardware_line
 from qfleet.envs.make import probe_spec
 from qfleet.policy import make_blueprint
-from qfleet.recipe import build_config
 from qfleet.roles.experience import RolloutExperience
 from qfleet.roles.worker import Worker
+from qfleet.run_config import build_config
 from qfleet.types import Progress, Receipt
 
 NUM_ENVS, NUM_STEPS, NUM_MINIBATCHES = 128, 64, 16

@@ -90,7 +90,7 @@ def make_cnn(run_dir: Path) -> Path:
     from qfleet.envs.make import probe_spec
     from qfleet.export.exporting import export_run
     from qfleet.policy import make_blueprint, save_policy
-    from qfleet.recipe import build_config
+    from qfleet.run_config import build_config
 
     changes = {
         "env.id": "serving_images:Noise",

@@ -24,8 +24,10 @@ import torch
 
 from qfleet.envs.make import probe_spec
 from qfleet.experiment import load_engine
+from qfleet.plugins import load_plugin
 from qfleet.policy import make_blueprint
-from qfleet.recipe import build_config, find_recipe, load_plugin
+from qfleet.recipe import find_recipe
+from qfleet.run_config import build_config
 from qfleet.strategies.base import Control
 
 SIZES = {"real": (10, 100, 1000, 10_000), "none": (10, 100, 1000, 10_000, 30_000)}

@@ -110,7 +110,7 @@ def measure(args: argparse.Namespace) -> dict[str, Json]:
     activity are those that the roles report with each answer, summed over roles.
     """
     from qfleet.experiment import Experiment
-    from qfleet.recipe import parse_override
+    from qfleet.run_config import parse_override
     from qfleet.strategies.base import Gradient, Rollout, Update
 
     overrides = SYSTEMS[args.one] | {

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from qfleet.recipe import PLUGIN_SECTIONS, SHORTHANDS, RunConfig, list_plugins, load_plugin
+from qfleet.plugins import PLUGIN_SECTIONS, list_plugins, load_plugin
+from qfleet.run_config import SHORTHANDS, RunConfig
 
 HEADER = """\
 # Configuration

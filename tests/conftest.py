@@ -17,8 +17,10 @@ import torch
 from qfleet.algos.base import EpochsConfig, ReplayAlgorithmConfig
 from qfleet.envs.make import probe_spec
 from qfleet.experiment import Experiment, load_engine
+from qfleet.plugins import load_plugin
 from qfleet.policy import make_blueprint, save_policy
-from qfleet.recipe import RunConfig, build_config, find_recipe, load_plugin
+from qfleet.recipe import find_recipe
+from qfleet.run_config import RunConfig, build_config
 from qfleet.strategies.base import Control, Counters, Drained, Event, Saved, SnapshotPublished
 from qfleet.types import ParamSnapshot
 

@@ -18,7 +18,8 @@ from qfleet.checkpoint import CheckpointStore
 from qfleet.detached import POLL_SECONDS, Contact, Record, View, connect, read_contact, require_ray
 from qfleet.errors import MissingExtraError, QfleetError, UsageError
 from qfleet.experiment import Finished
-from qfleet.recipe import RunConfig, read_config
+from qfleet.recipe import read_config
+from qfleet.run_config import RunConfig
 from qfleet.strategies.base import Event
 
 LOST_SECONDS = 30.0

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from qfleet.errors import MissingExtraError, QfleetError, UsageError
 from qfleet.experiment import Experiment, Finished
 from qfleet.machine import DETACHED_NAME, RunLock
-from qfleet.recipe import RunConfig, change_config
+from qfleet.run_config import RunConfig, change_config
 from qfleet.storage import write_file
 from qfleet.strategies.base import Control, Drained, Event, Gradient, Rollout, SnapshotPublished, Update
 from qfleet.tracker import Tracker

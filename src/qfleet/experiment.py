@@ -10,12 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -37,23 +34,20 @@ from qfleet.machine import (
     set_up_torch,
 )
 from qfleet.outcome import describe_memory, describe_roles, summarize
+from qfleet.plugins import load_plugin
 from qfleet.policy import make_blueprint, read_policy
-from qfleet.recipe import (
+from qfleet.recipe import choose_recipe, list_recipes, read_config
+from qfleet.roles.blueprint import Blueprint
+from qfleet.run_config import (
     RESUMABLE,
     RESUMABLE_COUNTS,
-    Recipe,
     RunConfig,
     build_config,
     change_config,
     check_fit,
-    find_recipe,
     is_resumable,
-    list_recipes,
-    load_plugin,
-    read_config,
-    recipe_for_env,
 )
-from qfleet.roles.blueprint import Blueprint
+from qfleet.run_dir import clear_run_dir, default_run_dir
 from qfleet.schedule import Schedule, has_reached, limit_met, target_return
 from qfleet.session import Session
 from qfleet.storage import write_file
@@ -363,50 +357,6 @@ class Experiment:
         if not interrupted:  # a summary in the run directory says that the run is complete
             write_file(self.run_dir, "summary.json", json.dumps(summary, indent=1).encode())
         return summary
-
-
-def choose_recipe(
-    env_id: str, name: str | None, overrides: list[tuple[str, object]], env: EnvFactory | None = None
-) -> Recipe:
-    """The recipe named, else the environment's own or its family's, else the default for its observations.
-
-    Args:
-        env_id: the environment.
-        name: recipe name or TOML file.
-        overrides: dotted names and values; those of env.* matter for the probe.
-        env: a callable that makes the environment.
-    """
-    if name is not None:
-        return find_recipe(name, env_id)
-    algo = next((str(value) for key, value in reversed(overrides) if key in ("algo", "algo.name")), None)
-    own = recipe_for_env(env_id, algo) if env is None else None
-    if own is not None:
-        return own
-    of_env = [(key, value) for key, value in overrides if key.startswith("env.")]
-    spec = probe_spec(build_config({}, [("env.id", env_id), *of_env]).env, env)
-    return find_recipe("image" if len(spec.obs_shape) >= 2 and spec.obs_dtype == "uint8" else "vector")
-
-
-def default_run_dir(config: RunConfig) -> Path:
-    """runs/<env>-<algo>-<time>-seed<seed>, not existing yet."""
-    env_id = re.sub(r"[^A-Za-z0-9.]+", "-", config.env.id or "env").strip("-")
-    stem = f"{env_id}-{config.algo.name}-{datetime.now():%Y%m%d-%H%M%S}-seed{config.seed}"
-    path, number = Path("runs") / stem, 2
-    while path.exists():
-        path, number = Path("runs") / f"{stem}-{number}", number + 1
-    return path
-
-
-def clear_run_dir(run_dir: Path, kept: tuple[str, ...]) -> None:
-    """Remove a run directory, but for the names kept (a detached run's last words)."""
-    if not kept:
-        shutil.rmtree(run_dir, ignore_errors=True)
-        return
-    for path in run_dir.iterdir():
-        if path.is_dir() and path.name not in kept:
-            shutil.rmtree(path, ignore_errors=True)
-        elif path.name not in kept:
-            path.unlink(missing_ok=True)
 
 
 def load_engine(config: RunConfig, run_dir: Path) -> Engine:

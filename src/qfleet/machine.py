@@ -15,7 +15,8 @@ from typing import IO
 import torch
 
 from qfleet.errors import QfleetError, UsageError
-from qfleet.recipe import RunConfig, load_plugin
+from qfleet.plugins import load_plugin
+from qfleet.run_config import RunConfig
 from qfleet.storage import write_file
 from qfleet.types import EnvSpec
 from qfleet.version import __version__

@@ -7,7 +7,7 @@ gives it a new life as after any death; what it had published is still to be had
 from __future__ import annotations
 
 from qfleet.engines.base import Engine, Placement, RoleRef, WarningEngine
-from qfleet.recipe import RunConfig
+from qfleet.run_config import RunConfig
 from qfleet.strategies.base.config import FleetConfig
 
 

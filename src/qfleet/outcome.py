@@ -7,8 +7,8 @@ import numpy as np
 from qfleet.algos.base import RolloutConfig
 from qfleet.bottleneck import bottleneck
 from qfleet.policy import read_policy
-from qfleet.recipe import RunConfig
 from qfleet.roles.blueprint import disk_bytes, replay_bytes
+from qfleet.run_config import RunConfig
 from qfleet.session import Session
 from qfleet.types import EnvSpec, ParamSnapshot
 

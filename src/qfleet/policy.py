@@ -17,8 +17,8 @@ from qfleet.errors import CheckpointError, UsageError
 from qfleet.networks.noisy import set_mean_only
 from qfleet.onnx_policy import OnnxPolicy
 from qfleet.ops.exploration import greedy
-from qfleet.recipe import RunConfig, build_config
 from qfleet.roles.blueprint import Blueprint
+from qfleet.run_config import RunConfig, build_config
 from qfleet.storage import read_verified, write_file
 from qfleet.types import Array, BoolArray, EnvSpec, FloatArray, IntArray, ParamSnapshot, SavedFile
 from qfleet.version import __version__

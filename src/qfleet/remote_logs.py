@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from qfleet.errors import MissingExtraError, QfleetError
-from qfleet.recipe import RunConfig
+from qfleet.run_config import RunConfig
 from qfleet.storage import write_file
 
 NAMES_FILE = "remote_logs.json"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from qfleet.config import StopConfig
-from qfleet.recipe import RunConfig
+from qfleet.run_config import RunConfig
 from qfleet.strategies.base import Counters
 from qfleet.types import EnvSpec
 

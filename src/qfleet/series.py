@@ -16,8 +16,9 @@ import numpy as np
 
 from qfleet.curve import CURVE_NAME, draw_seeds_curve
 from qfleet.errors import CheckpointError, UsageError
-from qfleet.experiment import Experiment, default_run_dir
-from qfleet.recipe import RunConfig, build_config, change_config
+from qfleet.experiment import Experiment
+from qfleet.run_config import RunConfig, build_config, change_config
+from qfleet.run_dir import default_run_dir
 from qfleet.storage import write_file
 
 FORMAT = 1

@@ -18,9 +18,9 @@ from qfleet.errors import CallFailed, DivergenceError, QfleetError, RestartsExha
 from qfleet.metrics import MetricsWriter, Record
 from qfleet.networks.flat import vector_sha256
 from qfleet.notices import Notices
-from qfleet.recipe import RunConfig
 from qfleet.remote_logs import open_remote_logs
 from qfleet.roles.blueprint import Blueprint
+from qfleet.run_config import RunConfig
 from qfleet.schedule import Moment, Schedule, has_reached, limit_met, target_return
 from qfleet.steering import Steering
 from qfleet.storage import write_file

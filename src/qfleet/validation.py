@@ -23,9 +23,9 @@ from qfleet.engines.base import Engine, Future
 from qfleet.errors import RestartsExhausted, RoleDied, ValueLost
 from qfleet.metrics import MetricsWriter
 from qfleet.policy import save_policy
-from qfleet.recipe import RunConfig
 from qfleet.roles.blueprint import Blueprint
 from qfleet.roles.evaluator import EvaluatorPool
+from qfleet.run_config import RunConfig
 from qfleet.schedule import Moment, Schedule, lower_bound, target_return
 from qfleet.seeding import derive_seed
 from qfleet.strategies.base import Control, Event, RoleRestarted, SnapshotPublished

@@ -20,7 +20,7 @@ from qfleet.networks.flat import FlatNetwork
 from qfleet.networks.noisy import noisy_layers
 from qfleet.networks.torso import NetworkConfig
 from qfleet.ops.exploration import greedy
-from qfleet.recipe import build_config
+from qfleet.run_config import build_config
 from qfleet.types import EnvSpec, Transitions
 
 BATCH, NUM_OBS, NUM_ACTIONS, NUM_ATOMS = 7, 3, 3, 6

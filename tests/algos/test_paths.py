@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from qfleet.algos.base import _tensor
-from qfleet.recipe import build_config
 from qfleet.roles.blueprint import Blueprint
 from qfleet.roles.learner import BaseLearner, Learner, RolloutLearner
+from qfleet.run_config import build_config
 from qfleet.types import EnvSpec, RolloutBatch, Sample, Transitions
 
 SPEC = EnvSpec("Images-v0", (2, 36, 40), "uint8", 3)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from qfleet.recipe import list_plugins
+from qfleet.plugins import list_plugins
 from qfleet.version import __version__
 
 Cli = Callable[..., Any]

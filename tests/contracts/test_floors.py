@@ -37,6 +37,8 @@ FLOORS = {
             "tracker",
             "checkpoint",
             "run_dir",
+            "plugins",
+            "run_config",
             "metrics",
             "remote_logs",
             "policy",

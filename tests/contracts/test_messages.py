@@ -8,7 +8,8 @@ import pytest
 
 from qfleet.errors import ConfigError, UsageError
 from qfleet.experiment import Experiment
-from qfleet.recipe import build_config, find_recipe
+from qfleet.recipe import find_recipe
+from qfleet.run_config import build_config
 
 WRONG = [
     ("stragety.collect_steps", 2, "stragety = {'collect_steps': 2}: no such field; did you mean strategy?"),

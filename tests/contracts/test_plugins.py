@@ -20,7 +20,7 @@ from qfleet.algos.base import AlgorithmConfig, EpochsConfig, ReplayAlgorithmConf
 from qfleet.engines.base import EngineConfig
 from qfleet.errors import UsageError
 from qfleet.experiment import Experiment
-from qfleet.recipe import fits, list_plugins, load_plugin
+from qfleet.plugins import fits, list_plugins, load_plugin
 from qfleet.session import CheckpointSaved
 from qfleet.strategies.base import Drained, Rollout, SnapshotPublished, StrategyConfig, Update
 from qfleet.validation import Validated

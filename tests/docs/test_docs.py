@@ -22,16 +22,9 @@ import typer
 import qfleet
 from qfleet.cli.main import app
 from qfleet.comparison.plan import Request, make_plan
-from qfleet.recipe import (
-    PLUGIN_SECTIONS,
-    build_config,
-    change_config,
-    find_recipe,
-    list_plugins,
-    load_plugin,
-    parse_override,
-    recipe_for_env,
-)
+from qfleet.plugins import PLUGIN_SECTIONS, list_plugins, load_plugin
+from qfleet.recipe import find_recipe, recipe_for_env
+from qfleet.run_config import build_config, change_config, parse_override
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(qfleet.__file__).parent

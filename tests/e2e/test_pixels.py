@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qfleet.experiment import Experiment, choose_recipe
-from qfleet.recipe import build_config, find_recipe, list_recipes
+from qfleet.experiment import Experiment
+from qfleet.recipe import choose_recipe, find_recipe, list_recipes
+from qfleet.run_config import build_config
 from qfleet.session import CheckpointSaved
 
 pytest.importorskip("ale_py")

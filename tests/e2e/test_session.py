@@ -23,11 +23,12 @@ from qfleet.experiment import Experiment, Finished
 from qfleet.machine import choose_device
 from qfleet.networks.flat import vector_sha256
 from qfleet.policy import load_policy, make_blueprint, read_policy
-from qfleet.recipe import build_config, read_config
+from qfleet.recipe import read_config
 from qfleet.roles.actor import Actor
 from qfleet.roles.blueprint import replay_bytes
 from qfleet.roles.evaluator import Evaluator
 from qfleet.roles.worker import Worker
+from qfleet.run_config import build_config
 from qfleet.schedule import lower_bound
 from qfleet.session import Logged
 from qfleet.strategies.base import Rollout, Update

@@ -18,11 +18,11 @@ from qfleet.config import EvaluationConfig
 from qfleet.envs.make import probe_spec
 from qfleet.networks.flat import vector_sha256
 from qfleet.policy import Policy, make_blueprint
-from qfleet.recipe import build_config
 from qfleet.roles.actor import Actor
 from qfleet.roles.blueprint import Blueprint
 from qfleet.roles.evaluator import Evaluator
 from qfleet.roles.worker import Worker
+from qfleet.run_config import build_config
 from qfleet.types import ParamSnapshot, Progress, Receipt
 
 TAG = 1000.0

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import tomli_w
 
-from qfleet.recipe import list_plugins
+from qfleet.plugins import list_plugins
 from qfleet.strategies.base import Update
 
 MakeFleet = Callable[..., Any]

@@ -16,11 +16,11 @@ from qfleet.envs.make import probe_spec
 from qfleet.experiment import Experiment
 from qfleet.ops.slices import slice_bounds
 from qfleet.policy import make_blueprint
-from qfleet.recipe import build_config
 from qfleet.roles.blueprint import Blueprint
 from qfleet.roles.gradient_worker import GradientWorker
 from qfleet.roles.parameter_server import ParameterServer
 from qfleet.roles.push import Push
+from qfleet.run_config import build_config
 from qfleet.types import ParamSlice, Progress, Ticket
 
 from .runs import stop_after_checkpoint

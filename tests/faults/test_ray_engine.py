@@ -365,7 +365,8 @@ def test_without_ray_the_extra_is_named() -> None:
         import sys
         sys.modules["ray"] = None
         from qfleet.errors import MissingExtraError
-        from qfleet.recipe import build_config, list_plugins
+        from qfleet.plugins import list_plugins
+        from qfleet.run_config import build_config
         assert "ray" in list_plugins("engine")
         try:
             build_config({}, [("env.id", "CartPole-v1"), ("engine", "ray")])

@@ -15,7 +15,7 @@ from qfleet.networks.convolutions import ConvStyle, ResidualBlock, image_channel
 from qfleet.networks.flat import FlatNetwork
 from qfleet.networks.heads import DuelingHead, LinearHead, QNetwork
 from qfleet.networks.torso import NetworkConfig, Torso, build_body
-from qfleet.recipe import build_config
+from qfleet.run_config import build_config
 
 ATARI, MINATAR = (4, 84, 84), (10, 10, 4)
 

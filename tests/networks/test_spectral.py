@@ -15,7 +15,7 @@ from qfleet.networks.flat import FlatNetwork
 from qfleet.networks.heads import LinearHead, QNetwork
 from qfleet.networks.spectral import SpectralNorm, normalise_layers, spectral_layers
 from qfleet.networks.torso import NetworkConfig, Torso, build_body
-from qfleet.recipe import build_config
+from qfleet.run_config import build_config
 
 
 def converged(layer: nn.Linear | nn.Conv2d) -> SpectralNorm:

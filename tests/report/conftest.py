@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from qfleet.machine import note_machine
-from qfleet.recipe import build_config, find_recipe
+from qfleet.recipe import find_recipe
+from qfleet.run_config import build_config
 
 WriteRun = Callable[..., Path]
 

@@ -12,10 +12,11 @@ import pytest
 
 from qfleet.envs.make import probe_spec
 from qfleet.policy import make_blueprint
-from qfleet.recipe import build_config, find_recipe
+from qfleet.recipe import find_recipe
 from qfleet.roles.actors_learner import ActorsLearner, join_trajectories
 from qfleet.roles.blueprint import Blueprint
 from qfleet.roles.trajectory_actor import TrajectoryActor
+from qfleet.run_config import build_config
 from qfleet.types import ParamSnapshot, Progress, Trajectories
 
 SMALL: dict[str, Any] = {

@@ -12,7 +12,8 @@ import pytest
 from qfleet.errors import UsageError
 from qfleet.experiment import Experiment, Finished
 from qfleet.metrics import read_metrics
-from qfleet.recipe import RESUMABLE_COUNTS, build_config, change_config, find_recipe, is_resumable
+from qfleet.recipe import find_recipe
+from qfleet.run_config import RESUMABLE_COUNTS, build_config, change_config, is_resumable
 from qfleet.steering import CONTROL_NAME, Steering, ask_workers
 from qfleet.strategies.base import CrewChanged, Event, Rollout
 

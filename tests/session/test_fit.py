@@ -12,7 +12,7 @@ import qfleet.algos
 from qfleet.algos.base import LearnsFrom
 from qfleet.errors import UsageError
 from qfleet.experiment import Experiment
-from qfleet.recipe import list_plugins, load_plugin
+from qfleet.plugins import list_plugins, load_plugin
 from qfleet.strategies import parameter_server
 
 ON_POLICY = """

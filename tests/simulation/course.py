@@ -24,8 +24,10 @@ from qfleet.engines import sim
 from qfleet.envs.make import probe_spec
 from qfleet.notices import Notices
 from qfleet.placement.cluster_file import parse_cluster
+from qfleet.plugins import load_plugin
 from qfleet.policy import make_blueprint
-from qfleet.recipe import RunConfig, build_config, find_recipe, load_plugin
+from qfleet.recipe import find_recipe
+from qfleet.run_config import RunConfig, build_config
 from qfleet.strategies.actor_learner import CALLS_AT_LEARNER
 from qfleet.strategies.base import (
     Control,

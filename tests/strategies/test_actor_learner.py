@@ -17,8 +17,8 @@ from qfleet.engines.inline import Engine
 from qfleet.envs.config import EnvConfig
 from qfleet.errors import ConfigError, RoleDied
 from qfleet.networks.torso import NetworkConfig
-from qfleet.recipe import build_config
 from qfleet.roles.blueprint import Blueprint
+from qfleet.run_config import build_config
 from qfleet.strategies import actor_learner
 from qfleet.strategies.actor_learner import CALLS_AT_LEARNER, ActorLearner
 from qfleet.strategies.base import Control, CrewChanged, Drained, RoleRestarted, Rollout, SnapshotPublished, Update

@@ -79,7 +79,7 @@ def compare(
     """
     from qfleet.comparison.cells import check_folder
     from qfleet.comparison.plan import Request, make_plan
-    from qfleet.recipe import parse_override
+    from qfleet.run_config import parse_override
 
     overrides = dict(parse_override(text) for text in settings or [])
     request = Request(env, strategies, algos, seeds, budget, engine, recipe, workers, overrides)

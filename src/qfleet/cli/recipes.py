@@ -67,7 +67,7 @@ def show(
 
 def axes(recipe: Recipe) -> str:
     """algorithm x strategy x engine, with what the recipe leaves open as its default."""
-    from qfleet.recipe import PLUGIN_SECTIONS
+    from qfleet.plugins import PLUGIN_SECTIONS
 
     names = []
     for section, (_, default) in PLUGIN_SECTIONS.items():

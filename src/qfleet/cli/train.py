@@ -117,7 +117,7 @@ def train(
 
     Exit codes: 0 ended by its stop rule, 1 failed, 2 wrong request, 130 or 143 interrupted.
     """
-    from qfleet.recipe import parse_override
+    from qfleet.run_config import parse_override
 
     choices: dict[str, object] = {
         "algo": algo,
@@ -157,7 +157,8 @@ def new_experiment(request: Request) -> Experiment:
         UsageError, ConfigError: one line, naming what is wrong.
     """
     from qfleet.experiment import Experiment
-    from qfleet.recipe import change_config, find_recipe
+    from qfleet.recipe import find_recipe
+    from qfleet.run_config import change_config
 
     env = request.env
     if env is None and request.recipe is not None:
@@ -183,7 +184,7 @@ def check_workers(strategy: object, num_workers: int) -> bool:
     Raises:
         UsageError: it has none, and more than one is asked for.
     """
-    from qfleet.recipe import list_plugins, load_plugin
+    from qfleet.plugins import list_plugins, load_plugin
 
     if _has_workers(type(strategy)):
         return True

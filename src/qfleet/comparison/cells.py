@@ -17,7 +17,8 @@ from qfleet.comparison.plan import BUDGETS, Cell, Plan
 from qfleet.config import StopConfig
 from qfleet.errors import QfleetError, UsageError
 from qfleet.experiment import Experiment
-from qfleet.recipe import RunConfig, read_config
+from qfleet.recipe import read_config
+from qfleet.run_config import RunConfig
 
 COMPARISON_NAME = "comparison.json"
 Summary = Mapping[str, object]

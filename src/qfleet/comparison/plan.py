@@ -15,12 +15,14 @@ from pathlib import Path
 
 from qfleet.config import did_you_mean
 from qfleet.errors import UsageError
-from qfleet.experiment import Experiment, choose_recipe
+from qfleet.experiment import Experiment
 from qfleet.machine import choose_device
+from qfleet.plugins import load_plugin
 from qfleet.policy import make_blueprint
-from qfleet.recipe import Recipe, RunConfig, build_config, change_config, list_recipes, load_plugin, parse_override
+from qfleet.recipe import Recipe, choose_recipe, list_recipes
 from qfleet.replay.memory import check_memory
 from qfleet.roles.blueprint import replay_bytes
+from qfleet.run_config import RunConfig, build_config, change_config, parse_override
 from qfleet.schedule import target_return
 
 RUNS_NAME = "runs"

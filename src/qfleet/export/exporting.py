@@ -29,8 +29,8 @@ from qfleet.export.onnx_file import OPSET, build_onnx, quantize, with_metadata
 from qfleet.networks.flat import FlatNetwork
 from qfleet.onnx_policy import FORMAT, KEY, Golden, OnnxPolicy
 from qfleet.policy import Policy, make_blueprint, read_policy
-from qfleet.recipe import RunConfig
 from qfleet.roles.evaluator import Evaluator
+from qfleet.run_config import RunConfig
 from qfleet.seeding import derive_seed
 from qfleet.storage import write_file
 from qfleet.types import Array, EnvSpec, FloatArray, IntArray, ParamSnapshot

@@ -13,10 +13,10 @@ import numpy as np
 
 from qfleet.histogram import LagHistogram, bucket_of
 from qfleet.outcome import describe_roles
-from qfleet.recipe import RunConfig
 from qfleet.report.estimates import Curve, Estimate, Floats, estimate, mean_curve
 from qfleet.report.measures import MEASURES
 from qfleet.report.runs import Run, number, table_of
+from qfleet.run_config import RunConfig
 
 # What does not decide how a run learns or how fast, so that runs which differ in it are of one configuration.
 APART = ("seed", "logging", "checkpoint")

@@ -17,8 +17,9 @@ from qfleet.errors import CheckpointError, QfleetError, UsageError
 from qfleet.histogram import LagHistogram
 from qfleet.machine import is_running, read_machines
 from qfleet.metrics import read_metrics
-from qfleet.recipe import RunConfig, read_config
+from qfleet.recipe import read_config
 from qfleet.report.measures import Measured, Trace, read_trace
+from qfleet.run_config import RunConfig
 
 SO_FAR = (
     "num_env_steps", "num_updates", "num_episodes", "train_seconds", "env_steps_per_second", "updates_per_second",
