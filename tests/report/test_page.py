@@ -14,9 +14,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from qfleet.report.film import Film, film, join, png_uri, shrink
 from qfleet.report.make import make_report
 from qfleet.report.page import report_page, state_of, title_of
+from qfleet.report.strip import Strip, join, png_uri, shrink, strip_of
 
 XHTML = "{http://www.w3.org/1999/xhtml}"
 WriteRun = Callable[..., Path]
@@ -130,11 +130,11 @@ class Drawn(gym.Env[Any, Any]):
 def test_the_film_goes_from_the_first_frame_to_the_last(experiment: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     gym.register("qfleet-test/Drawn-v0", Drawn)
     strips: list[Any] = []
-    monkeypatch.setattr("qfleet.report.film.png_uri", lambda strip: strips.append(strip) or "data:")
+    monkeypatch.setattr("qfleet.report.strip.png_uri", lambda strip: strips.append(strip) or "data:")
     try:
         run = experiment("qfleet-test/Drawn-v0")
         run.run()
-        seen = film(run.run_dir)
+        seen = strip_of(run.run_dir)
     finally:
         del gym.registry["qfleet-test/Drawn-v0"]
     assert (seen.episode_return, seen.num_env_steps, seen.is_whole) == (10.0, 10, True)
@@ -153,7 +153,7 @@ def test_what_draws_nothing_says_so(experiment: Any) -> None:
 
 def test_frames_are_in_the_page(write_run: WriteRun) -> None:
     report = make_report([write_run("a")], has_film=False)
-    seen = Film("data:image/png;base64,AAAA", 40, 10, 7.0, 12, False)
+    seen = Strip("data:image/png;base64,AAAA", 40, 10, 7.0, 12, False)
     page = report_page(type(report)(report.groups, (), seen, report.runs[0]))
     (picture,) = ElementTree.fromstring(page).iter(f"{XHTML}img")
     assert picture.get("src") == seen.picture
@@ -166,7 +166,7 @@ def test_chromium_shows_it_without_a_complaint(write_run: WriteRun, tmp_path: Pa
     assert CHROMIUM is not None
     report = make_report([write_run("a"), write_run("b", **{"algo.gamma": 0.5})], has_film=False)
     picture = png_uri(np.zeros((2, 2, 3), dtype=np.uint8))
-    report = type(report)(report.groups, (), Film(picture, 2, 2, 1.0, 1, True), report.runs[0])
+    report = type(report)(report.groups, (), Strip(picture, 2, 2, 1.0, 1, True), report.runs[0])
     (tmp_path / "report.html").write_text(report_page(report), "utf-8")
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0", "--dump-dom"]
     command = [CHROMIUM, *options, f"--user-data-dir={tmp_path / 'profile'}", f"file://{tmp_path / 'report.html'}"]

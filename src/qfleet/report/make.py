@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qfleet.errors import QfleetError, UsageError
-from qfleet.report.film import Film, film
 from qfleet.report.groups import make_groups
 from qfleet.report.measures import MEASURES
 from qfleet.report.page import Report
 from qfleet.report.runs import Run, find_runs, read_runs
+from qfleet.report.strip import Strip, strip_of
 
 
 def make_report(folders: Sequence[Path], *, has_film: bool = True, command: str = "") -> Report:
@@ -41,8 +41,8 @@ def best_run(runs: Sequence[Run]) -> Run | None:
     return max(scored, key=lambda one: one[0])[1] if scored else None
 
 
-def _seen(run: Run) -> Film | str:
+def _seen(run: Run) -> Strip | str:
     try:
-        return film(run.path)
+        return strip_of(run.path)
     except QfleetError as error:
         return " ".join(str(error).split())

@@ -11,12 +11,12 @@ from pathlib import Path
 from qfleet.histogram import LagHistogram
 from qfleet.report.bar_chart import BarChart, Bars, bar_chart, share_bar, share_key
 from qfleet.report.estimates import Estimate
-from qfleet.report.film import Film
 from qfleet.report.frame import charts, choice, scrolled, table, td, th, write_page
 from qfleet.report.groups import Group, differences
 from qfleet.report.line_chart import Line, LineChart, line_chart
 from qfleet.report.measures import AXES, MEASURES, Measure
 from qfleet.report.runs import Run, Unreadable
+from qfleet.report.strip import Strip
 from qfleet.report.wording import AXIS_TITLES, NOTHING, interval, middle, written
 
 LAGS = {
@@ -41,7 +41,7 @@ class Report:
 
     groups: Sequence[Group]
     unreadable: Sequence[Unreadable] = ()
-    film: Film | str | None = None
+    film: Strip | str | None = None
     film_of: Run | None = None
     command: str = ""
 
@@ -87,7 +87,7 @@ def report_page(report: Report, *, script: str | None = None) -> str:
         title_of(report),
         body,
         num_series=len(groups),
-        has_images=isinstance(report.film, Film),
+        has_images=isinstance(report.film, Strip),
         script=script,
     )
 
