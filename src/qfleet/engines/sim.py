@@ -27,8 +27,9 @@ from qfleet.placement.cost_model import CostModel, measured
 from qfleet.placement.event_log import EventLog
 from qfleet.placement.fault_schedule import FaultSchedule
 from qfleet.placement.in_process import Call, Group, twin_of
-from qfleet.placement.virtual_calls import Home, Transfers, Usage, Value, VirtualCall, Way
+from qfleet.placement.virtual_calls import Home, Step, Transfers, Usage, Value, VirtualCall, Way, count_payloads
 from qfleet.placement.virtual_clock import VirtualClock
+from qfleet.placement.virtual_cores import VirtualCores
 from qfleet.placement.virtual_machines import VirtualMachines
 from qfleet.placement.virtual_network import COORDINATOR, VirtualNetwork
 
@@ -76,6 +77,7 @@ class Engine(inline.Engine):
         self.clock = VirtualClock()
         self.costs = CostModel(self.file, seed)
         self.network = VirtualNetwork(self.file, self.clock.at)
+        self.cores = VirtualCores(self.file.machine, self.clock)
         self.machines = VirtualMachines(
             self.file,
             self.clock,
@@ -126,11 +128,23 @@ class Engine(inline.Engine):
             clock.step()
         moment, future = way.done.popleft()
         way.num_open -= 1
-        now = max(now, moment) + self.file.cluster.coordinator_seconds
-        while clock.next() <= now:  # what happens meanwhile
-            clock.step()
-        clock.time = now
+        self._think(max(now, moment))
         return future
+
+    def _think(self, time: float) -> None:
+        """The coordinator is busy with an answer; what happens meanwhile happens."""
+        seconds, clock = self.file.cluster.coordinator_seconds, self.clock
+        if seconds and self.cores.has(COORDINATOR):
+            ends: list[float] = []
+            clock.time = max(clock.time, time)
+            self.cores.work(clock.time, COORDINATOR, seconds, ends.append)
+            while not ends:
+                clock.step()
+            return
+        time += seconds
+        while clock.next() <= time:
+            clock.step()
+        clock.time = time
 
     def payload(self, future: Future) -> object:
         """The payload itself; looking at it takes no time."""
@@ -149,6 +163,7 @@ class Engine(inline.Engine):
         for call in home.open:
             call.is_over = True
             self._way(call.public.lane).num_open -= 1
+        self.cores.drop(self.clock.time, role.name)
         super().stop(role)
         self.machines.leave(role.name)
         self._note("stop", role.name)
@@ -211,8 +226,9 @@ class Engine(inline.Engine):
     def usage(self) -> dict[str, Usage]:
         """What each role that is here has done so far."""
         return {
-            name: Usage(home.busy_seconds, home.num_calls, self.network.port(name).num_bytes_out)
+            name: Usage(home.busy_seconds, home.num_calls, port.num_bytes_out, port.num_bytes_in)
             for name, home in self.machines.homes.items()
+            for port in [self.network.port(name)]
         }
 
     # From the coordinator to the role
@@ -282,9 +298,17 @@ class Engine(inline.Engine):
             call.future = Future(first.role, first.method, first.lane, first.incarnation, first.num_parts)
             self._run(call)
             call.future = first  # the answer that comes first is the one that counts
-        call.busy = home.costs.seconds(first.method, time, first.receipt) * home.slowness(time)
+        num_payloads = count_payloads(call.args)
+        call.busy = home.costs.seconds(first.method, time, first.receipt, num_payloads) * home.slowness(time)
         call.ends = time + call.busy
-        self.clock.at(call.ends, self._end, call)
+        self._work(time, home, call.busy, self._end, call)
+
+    def _work(self, time: float, home: Home, seconds: float, end: Callable[..., None], *args: object) -> None:
+        """Have `end(moment, *args)` called when the role has worked for so long, on cores of its own or shared."""
+        if self.cores.has(home.name):
+            self.cores.work(time, home.name, seconds, end, *args)
+        else:
+            self.clock.at(time + seconds, end, *args)
 
     def _values(self, call: Call) -> list[object]:
         assert isinstance(call, VirtualCall)
@@ -355,14 +379,32 @@ class Engine(inline.Engine):
         method = calls[0].future.method
         is_step = num_bytes >= SMALL_SHARE * self._largest.get(method, 0)
         self._largest[method] = max(num_bytes, self._largest.get(method, 0))
-        last = time
+        last, sharing = time, []
         for call in calls if is_step else ():
             seconds = call.home.costs.draw(method, time) * call.home.slowness(time)
             call.busy += seconds
-            last = max(last, call.ready + seconds)
-        begins = self.network.ring_passes_at(group.names, last)
-        ends = begins + self.network.ring_seconds(group.names, num_bytes)
-        self.clock.at(ends, self._met, group, tensors)
+            if self.cores.has(call.home.name):
+                sharing.append((call, seconds))
+            else:
+                last = max(last, call.ready + seconds)
+        step = Step(group, tensors, last, len(sharing))
+        for call, seconds in sharing:
+            self.cores.work(time, call.home.name, seconds, self._stepped, step)
+        if not sharing:
+            self._ring(step)
+
+    def _stepped(self, time: float, step: Step) -> None:
+        """A member that shares its cores is through with a step."""
+        step.num_missing -= 1
+        step.last = max(step.last, time)
+        if not step.num_missing:
+            self._ring(step)
+
+    def _ring(self, step: Step) -> None:
+        names, num_bytes = step.group.names, max(tensor.nbytes for tensor in step.tensors)
+        begins = self.network.ring_passes_at(names, step.last)
+        ends = begins + self.network.ring_seconds(names, num_bytes)
+        self.clock.at(ends, self._met, step.group, step.tensors)
 
     def _met(self, time: float, group: Group, tensors: list[torch.Tensor]) -> None:
         if group not in self._groups:
@@ -405,6 +447,7 @@ class Engine(inline.Engine):
         self._note("die", home.name, facts={"cause": cause})
         known.die()
         home.death, home.frozen_until = cause, 0.0
+        self.cores.drop(time, home.name)
         for call in self._drop(home.name):
             assert isinstance(call, VirtualCall)
             is_by_caller = cause in ("killed", "timeout", "no room")

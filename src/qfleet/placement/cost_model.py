@@ -89,9 +89,15 @@ class RoleCosts:
         """Seconds of one unit of `method` that begins at `time`."""
         return self._draw(self._table(method)) * self._inverse_speed * self.model.slowdown(self.name, time)
 
-    def seconds(self, method: str, time: float, receipt: Receipt | None) -> float:
+    def seconds(self, method: str, time: float, receipt: Receipt | None, num_payloads: int = 0) -> float:
         """Seconds of a whole call, by what its receipt counts; of a call that failed, one unit."""
-        per = self._table(method).per
+        table = self._table(method)
+        further = 0.0
+        if table.payload_seconds:
+            further = num_payloads * table.payload_seconds * self._inverse_speed * self.model.slowdown(self.name, time)
+        return self._units(table.per, method, time, receipt) + further
+
+    def _units(self, per: str, method: str, time: float, receipt: Receipt | None) -> float:
         if per == "call" or receipt is None:
             return self.draw(method, time)
         number = {

@@ -6,10 +6,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+import torch
+
 from qfleet.engines.base import Future, Part
 from qfleet.errors import ValueLost
 from qfleet.placement.cost_model import RoleCosts
-from qfleet.placement.in_process import Call
+from qfleet.placement.in_process import Call, Group
 from qfleet.placement.virtual_network import VirtualNetwork, payload_bytes
 
 
@@ -109,6 +111,16 @@ class VirtualCall(Call):
 
 
 @dataclass(slots=True, eq=False)
+class Step:
+    """A group's step under way: what is to be averaged, when the last one was through so far, and how many are not."""
+
+    group: Group
+    tensors: list[torch.Tensor]
+    last: float
+    num_missing: int
+
+
+@dataclass(slots=True, eq=False)
 class Value:
     """A payload: on the machine where it was made, and on those that it has been sent to since.
 
@@ -155,11 +167,17 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a role has done: seconds at work, calls, and bytes that have left its port."""
+    """What a role has done: seconds at work, calls, and bytes that have left its port and come in through it."""
 
     busy_seconds: float
     num_calls: int
     num_bytes_out: int
+    num_bytes_in: int = 0
+
+
+def count_payloads(args: Sequence[object]) -> int:
+    """How many of the arguments are other calls' payloads, or parts of them."""
+    return sum(isinstance(argument, Future | Part) for argument in args)
 
 
 def values_of(args: Sequence[object]) -> Iterator[tuple[Value, int]]:
