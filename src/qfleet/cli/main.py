@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from qfleet.cli import attach, compare, doctor, evaluate, recipes, scale, train
+from qfleet.cli import attach, compare, doctor, evaluate, plan, recipes, scale, train
 from qfleet.cli.console import DebugOption, Group, examples
 from qfleet.version import __version__
 
@@ -53,6 +53,7 @@ scale.add_to(app)
 attach.add_to(app)
 evaluate.add_to(app)
 compare.add_to(app)
+plan.add_to(app)
 recipes.add_to(app)
 doctor.add_to(app)
 

@@ -8,18 +8,14 @@ the coordinator busy with is added, and the latency is what is left of a round t
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import math
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -28,7 +24,7 @@ from qfleet.engines.base import HostingEngine
 from qfleet.errors import QfleetError
 from qfleet.placement.cluster_file import Compute
 from qfleet.placement.cost_model import DEFAULTS
-from qfleet.planning.metering import Metering, MeteredEngine
+from qfleet.planning.metering import MeteredEngine, Metering
 from qfleet.policy import make_blueprint
 from qfleet.recipe import RunConfig, change_config, load_plugin
 from qfleet.strategies.base import Control
@@ -109,14 +105,13 @@ def calibrate(config: RunConfig, spec: EnvSpec, folder: Path, label: str) -> Mea
         changes: list[tuple[str, object]] = [("strategy.num_workers", NUM_BESIDE)]
         beside = metered_run(change_config(inline, changes), spec, folder).calls
     costs = costs_of(window.calls, beside, f"{label}, {config.engine.name}")
-    busy = sum(call.seconds for call in window.calls)
     if load_plugin("engine", config.engine.name).Engine.is_concurrent:
-        thinking = window.coordinator_cpu
-    else:  # one thread: what is not the roles' is the coordinator's
-        thinking = window.seconds - busy
-    return Measured(
-        costs, max(0.0, thinking) / len(window.calls), window.num_updates / window.seconds, window.calls
-    )
+        thinking = window.coordinator_cpu / len(window.calls)
+    else:  # one thread: what lies between two calls is the coordinator's
+        thinking = statistics.median(
+            max(0.0, after.began - before.ended) for before, after in itertools.pairwise(window.calls)
+        )
+    return Measured(costs, _rounded(thinking), window.num_updates / window.seconds, window.calls)
 
 
 def metered_run(config: RunConfig, spec: EnvSpec, folder: Path, seconds: float = SECONDS) -> Window:
