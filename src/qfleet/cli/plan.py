@@ -47,7 +47,8 @@ def plan(
         str, typer.Option(metavar="N,N,...", help="Sizes; three dots go on as the two numbers before them do.")
     ] = "1,2,4,...,1024",
     cluster: Annotated[
-        str | None, typer.Option(metavar="FILE", help="What calls, messages and machines cost; what it leaves open is measured.")
+        str | None,
+        typer.Option(metavar="FILE", help="What calls, messages and machines cost; what it leaves open is measured."),
     ] = None,
     from_run: Annotated[
         Path | None, typer.Option(metavar="RUN_DIR", help="Take the costs of a past run instead of measuring.")
@@ -59,7 +60,8 @@ def plan(
         Path | None, typer.Option(metavar="FILE", help="Write the costs, to be edited and given with --cluster.")
     ] = None,
     prices: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Prices of machines, in place of the dated list that comes with qfleet.")
+        str | None,
+        typer.Option(metavar="FILE", help="Prices of machines, in place of the dated list that comes with qfleet."),
     ] = None,
     machine: Annotated[
         str | None, typer.Option(metavar="NAME", help="A machine of the prices; else the one whose core costs least.")
@@ -77,7 +79,9 @@ def plan(
     recipe: RecipeOption = None,
     algo: AlgoOption = None,
     settings: SetOption = None,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page (.html), with pictures beside it.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page (.html), with pictures beside it.")
+    ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
@@ -128,7 +132,10 @@ def plan(
 
 def report(result: PlanResult, out: Path | None, console: Output) -> int:
     """Print a plan; returns the exit code."""
-    console.show(table_of(result))
+    from qfleet.planning.wording import LIMIT, MONEY, SPEED, title_of
+
+    for names, title in ((SPEED, title_of(result)), (LIMIT, ""), (MONEY, "")):
+        console.show(table_of(result, names, title))
     for row in result.rows:
         if row.why_not is not None:
             console.say(f"{row.label}, {row.num_workers:,}: {row.why_not}")
@@ -156,23 +163,28 @@ def show_origins(cluster: PlannedCluster, console: Output) -> None:
     console.show(shown)
 
 
-def table_of(result: PlanResult) -> Table:
-    """A row for each strategy and size."""
+def table_of(result: PlanResult, names: tuple[str, ...], title: str) -> Table:
+    """A row for each strategy and size that was timed."""
     from rich import box
     from rich.table import Table
 
-    from qfleet.planning.wording import columns_of, cells_of, title_of
+    from qfleet.planning.wording import cell, heads, split_label
 
-    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, title=title_of(result), title_justify="left")
-    for index, name in enumerate(columns_of(result)):
-        shown.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
-    before = None
-    for row in result.rows:
-        if row.timing is None:
-            continue
-        cells = cells_of(row, result)
-        shown.add_row(cells[0] if row.label != before else "", *cells[1:], style=style_of(row, result))
-        before = row.label
+    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, title=title or None, title_justify="left", title_style="bold")
+    shown.min_width = len(title)
+    shown.add_column("")
+    shown.add_column("workers", justify="right")
+    columns = heads(names, result)
+    for name in columns:
+        shown.add_column(name, justify="left" if name in ("limit", "at work") else "right", overflow="fold")
+    for label in result.strategies():
+        own = [row for row in result.rows if row.label == label and row.timing is not None]
+        lines = [*split_label(label).split("\n"), *[""] * len(own)]
+        for index, row in enumerate(own):
+            # The last row takes what is left of the name.
+            name = "\n".join(lines[index:]).rstrip() if index == len(own) - 1 else lines[index]
+            cells = [cell(row, column) for column in columns]
+            shown.add_row(name, f"{row.num_workers:,}", *cells, style=style_of(row, result))
     return shown
 
 

@@ -222,7 +222,13 @@ class ClusterFile(Section):
     fault: tuple[Fault, ...] = ()
 
 
-ARRAYS: dict[str, type[Section]] = {"link": Link, "machine": Machine, "compute": Compute, "slowdown": Slowdown, "fault": Fault}
+ARRAYS: dict[str, type[Section]] = {
+    "link": Link,
+    "machine": Machine,
+    "compute": Compute,
+    "slowdown": Slowdown,
+    "fault": Fault,
+}
 TABLES: dict[str, type[Section]] = {"cluster": Cluster, "network": Network}
 SectionType = TypeVar("SectionType", bound=Section)
 

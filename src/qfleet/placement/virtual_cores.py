@@ -1,4 +1,4 @@
-"""Cores that roles of a simulated machine share: whoever is busy there gets an equal part of them, and no more than one.
+"""Cores that roles of a simulated machine share: each busy one gets an equal part of them, and one core at most.
 
     rate of each of n busy roles on a machine of c cores = min(1, c / n)          (processor sharing; Kleinrock 1967)
 
@@ -77,7 +77,7 @@ class VirtualCores:
         return bool(self._tables) and self._find(name) is not None
 
     def work(self, time: float, name: str, seconds: float, end: End, *args: object) -> None:
-        """Have `end(moment, *args)` called once the role has had `seconds` of a core; it has one piece of work at a time."""
+        """Have `end(moment, *args)` called once the role has had `seconds` of a core; one piece of work at a time."""
         cores = self._find(name)
         assert cores is not None, f"{name} shares no cores"
         cores.advance(time)

@@ -9,6 +9,8 @@ the coordinator busy with is added, and the latency is what is left of a round t
 from __future__ import annotations
 
 import itertools
+import math
+import os
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -77,6 +79,7 @@ class Window:
         calls: in the order of their answers.
         seconds, num_updates, num_env_steps: of the window.
         coordinator_cpu: CPU seconds of this process in it.
+        machine_cpu: CPU seconds of the whole machine in it, all processes; NaN where nothing tells.
     """
 
     calls: list[Metering]
@@ -84,6 +87,14 @@ class Window:
     num_updates: int
     num_env_steps: int
     coordinator_cpu: float
+    machine_cpu: float
+
+    @property
+    def others(self) -> float:
+        """Cores that were busy with what is neither a role nor the coordinator; 0 where nothing tells."""
+        known = self.coordinator_cpu + sum(call.cpu_seconds for call in self.calls)
+        load = (self.machine_cpu - known) / self.seconds
+        return max(0.0, load) if math.isfinite(load) else 0.0
 
 
 def calibrate(config: RunConfig, spec: EnvSpec, folder: Path, label: str) -> Measured:
@@ -134,16 +145,17 @@ def metered_run(config: RunConfig, spec: EnvSpec, folder: Path, seconds: float =
                 if time.perf_counter() - started > MAX_WAIT and not counters.num_updates:
                     raise QfleetError(f"{config.strategy.name}: no update in {MAX_WAIT:g} s; nothing to calibrate by")
             num_before, updates, env_steps = len(metered.calls), counters.num_updates, counters.num_env_steps
-            began, cpu = time.perf_counter(), time.process_time()
+            began, cpu, machine = time.perf_counter(), time.process_time(), machine_cpu()
             for _ in events:
                 if time.perf_counter() - began > seconds and len(metered.calls) - num_before >= MIN_CALLS:
                     break
             elapsed, cpu = time.perf_counter() - began, time.process_time() - cpu
+            machine = machine_cpu() - machine
             num_updates, num_env_steps = counters.num_updates - updates, counters.num_env_steps - env_steps
             events.close()
         finally:
             engine.close()
-    return Window(metered.calls[num_before:], elapsed, num_updates, num_env_steps, cpu)
+    return Window(metered.calls[num_before:], elapsed, num_updates, num_env_steps, cpu, machine)
 
 
 def costs_of(calls: Iterable[Metering], beside: Iterable[Metering], origin: str) -> list[Cost]:
@@ -208,6 +220,15 @@ def trace_of(values: Sequence[float]) -> tuple[float, ...]:
     """The middles of NUM_VALUES equal parts of what was measured, in order."""
     places = (np.arange(NUM_VALUES) + 0.5) / NUM_VALUES
     return tuple(_rounded(max(0.0, float(value))) for value in np.quantile(np.asarray(values), places))
+
+
+def machine_cpu() -> float:
+    """CPU seconds that this machine has worked since it started, by all its processes; NaN where nothing tells."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return math.nan
+    user, nice, system, _, _, irq, softirq = (float(word) for word in stat.read_text().split("\n")[0].split()[1:8])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
 def _grouped(calls: Iterable[Metering]) -> dict[tuple[str, str], list[Metering]]:

@@ -52,8 +52,7 @@ def put_together(
     origins: list[Origin] = []
     source = f"{path}"
     file = given or ClusterFile()
-    for table in file.compute:
-        origins.append(Origin(f"{table.role} {table.method}", per_unit(table), source))
+    origins += [Origin(f"{table.role} {table.method}", per_unit(table), source) for table in file.compute]
     found: dict[tuple[str, str], Cost] = {}
     for cost in costs:
         found.setdefault((cost.table.role, cost.table.method), cost)

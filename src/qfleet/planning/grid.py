@@ -192,7 +192,8 @@ def _between(first: int, second: int, last: int, text: str) -> list[int]:
     """What the dots stand for."""
     if second <= first or last <= second:
         raise UsageError(f"--workers {text}: the numbers around the dots must grow")
-    found, is_factor = [], second % first == 0
+    found: list[int] = []
+    is_factor = second % first == 0
     value = second
     while True:
         value = value * (second // first) if is_factor else value + second - first

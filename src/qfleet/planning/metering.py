@@ -17,6 +17,7 @@ from qfleet.engines.base import Engine, Future, Part, Placement, RoleRef
 from qfleet.types import Receipt, Reply
 
 _BEGAN, _SECONDS, _CPU, _STEPS = "metered.began", "metered.seconds", "metered.cpu", "metered.steps"
+ANYWHERE = Placement()
 SMALL_SHARE = 0.125  # as engine sim tells a step's yield from one that is only averaged beside it
 
 
@@ -77,7 +78,9 @@ class Metered:
 
         return timed
 
-    def _steps(self, steps: Generator[torch.Tensor, None, object], began: float) -> Generator[torch.Tensor, None, Reply]:
+    def _steps(
+        self, steps: Generator[torch.Tensor, None, object], began: float
+    ) -> Generator[torch.Tensor, None, Reply]:
         """The role's own seconds between the yields, at which it waits for its group."""
         seconds, largest, num_steps = 0.0, 0, 0
         while True:
@@ -123,7 +126,7 @@ class MeteredEngine:
         self.coordinator_cpu: list[float] = []
         self._submitted: dict[Future, tuple[float, int]] = {}
 
-    def spawn(self, name: str, build: Callable[..., object], *args: object, placement: Placement = Placement()) -> RoleRef:  # noqa: B008
+    def spawn(self, name: str, build: Callable[..., object], *args: object, placement: Placement = ANYWHERE) -> RoleRef:
         """Make the role, wrapped."""
         return self.engine.spawn(name, Metered, build, *args, placement=placement)
 

@@ -51,7 +51,7 @@ class Transport:
 
 
 def measure_loopback() -> Transport:
-    """Half of the median round trip of a small message, and the bytes a second of large ones; a fraction of a second."""
+    """Half of the median round trip of a small message, and bytes a second of large ones; a fraction of a second."""
     with socket.create_server(("127.0.0.1", 0)) as door:
         door.settimeout(10.0)
         process = subprocess.Popen([sys.executable, "-c", ECHO, str(door.getsockname()[1])])

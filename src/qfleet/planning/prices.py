@@ -75,9 +75,8 @@ class Prices(Section):
         for one in self.machine:
             if one.name == name:
                 return one
-        raise UsageError(
-            f"--machine {name}: the prices have no such machine; {did_you_mean(name, [one.name for one in self.machine])}"
-        )
+        hint = did_you_mean(name, [one.name for one in self.machine])
+        raise UsageError(f"--machine {name}: the prices have no such machine; {hint}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +102,7 @@ class Fleet:
 
     @property
     def spot_hourly(self) -> float | None:
-        """Price of an hour with the workers on spot; None where that is not to be had, or there is nobody to put there."""
+        """Price of an hour with the workers on spot; None where that is not to be had, or nobody is to be put there."""
         if self.machine.spot is None or not self.num_worker:
             return None
         return self.num_head * self.machine.on_demand + self.num_worker * self.machine.spot
@@ -130,7 +129,7 @@ class Cost:
 
 
 def fleet_of(machine: MachineType, num_workers: int, num_others: int, worker_cpus: float, waits: bool) -> Fleet:
-    """Machines for so many workers of `worker_cpus` each, and for the others, the coordinator among them, of a core each.
+    """Machines for so many workers of `worker_cpus` each, and for the others, the coordinator too, of a core each.
 
     Workers fill up the head's machine first.
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from qfleet.planning.cluster import Origin
 from qfleet.planning.grid import Cell
 from qfleet.planning.learning import Learned, LearnedRun
-from qfleet.planning.prices import Cost, Fleet, Prices, cost_of, fleet_of
+from qfleet.planning.prices import Cost, Fleet, MachineType, Prices, cost_of, fleet_of
 from qfleet.planning.saturation import NONE, WORKERS, Limit, limit_of
 from qfleet.planning.timing import Timing
 from qfleet.recipe import RunConfig
@@ -248,6 +248,8 @@ def _product(cost: Cost | None) -> float:
 def _finite(value: object) -> object:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if isinstance(value, MachineType):
+        return _finite(value.model_dump())
     if isinstance(value, dict):
         return {name: _finite(inner) for name, inner in value.items()}
     return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -27,7 +27,7 @@ from qfleet.strategies.base import Control, Event, Gradient, Rollout, Update
 from qfleet.types import EnvSpec
 
 CALLS_PER_ROLE = 40
-MIN_CALLS, MAX_CALLS = 3_000, 60_000
+MIN_CALLS, MAX_CALLS = 3_000, 200_000
 
 
 class SimulatedEngine(Engine, Protocol):
@@ -78,12 +78,13 @@ class Timing:
     seconds: float
 
 
-def simulate(config: RunConfig, spec: EnvSpec) -> Timing:
+def simulate(config: RunConfig, spec: EnvSpec, calls_per_role: int = CALLS_PER_ROLE) -> Timing:
     """Time a configuration.
 
     Args:
         config: on engine sim with compute "none" and the cluster's file.
         spec: the environment's facts.
+        calls_per_role: calls in the window for each role; MIN_CALLS in all at least.
 
     Raises:
         QfleetError: it cannot run, or comes to no update.
@@ -94,7 +95,7 @@ def simulate(config: RunConfig, spec: EnvSpec) -> Timing:
     try:
         events = load_plugin("strategy", config.strategy.name).run(engine, blueprint, config.strategy, control)
         first = next(events)
-        num_calls = min(MAX_CALLS, max(MIN_CALLS, CALLS_PER_ROLE * len(engine.usage())))
+        num_calls = max(MIN_CALLS, min(MAX_CALLS, calls_per_role * len(engine.usage())))
         window = _Window(engine, control)
         window.take(first)
         _until_update(events, window, 2, num_calls * 10)

@@ -1,0 +1,186 @@
+"""Calibration where every role has a process: what an engine adds to a call, told apart into work and waiting.
+
+    a role's call       its process's CPU seconds a call, the method among them      (cores are shared, [[machine]])
+    the coordinator     this process's CPU seconds an answer
+    latency             what is left: that at which the simulation of 1 worker makes as many updates as the run did
+    a group's mean      two roles that do nothing else average a gradient, again and again
+
+Floor 7.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from qfleet.engines.base import Engine, Future, HostingEngine, RoleRef
+from qfleet.errors import QfleetError
+from qfleet.placement.cluster_file import Cluster, ClusterFile, Compute, Link, Machine, Network
+from qfleet.planning.calibration import Measured, Window, costs_of, metered_run
+from qfleet.planning.cluster import PlannedCluster
+from qfleet.planning.metering import Metering
+from qfleet.planning.timing import simulate
+from qfleet.recipe import RunConfig, change_config, load_plugin
+from qfleet.types import EnvSpec, Receipt
+
+NUM_HALVINGS = 9
+MAX_LATENCY = 0.05
+NUM_MEANS = 200
+FEW_MEANS = 20
+
+
+def with_overhead(calls: Iterable[Metering], part: float = 1.0) -> list[Metering]:
+    """Calls that last what they keep their role's process busy: the method, and `part` of what the engine adds."""
+    return [
+        dataclasses.replace(call, seconds=call.seconds + part * max(0.0, call.cpu_seconds - call.seconds))
+        for call in calls
+    ]
+
+
+def local_cluster(
+    measured: Measured, window: Window, latency: float, part: float, bandwidth: float, meeting: float
+) -> ClusterFile:
+    """This machine as a simulated one: every role and the coordinator share its cores, less what others have of them.
+
+    Args:
+        measured: for what each payload adds to a call.
+        window: the run with one worker.
+        latency, bandwidth: of a message.
+        part: of the engine's own work, how much counts.
+        meeting: seconds of a mean of two members, beyond their own work.
+    """
+    tables = tuple(_with_slope(cost.table, measured) for cost in costs_of(with_overhead(window.calls, part), [], ""))
+    links = (Link(between=("worker-*", "worker-*"), latency=meeting / 2.0),) if meeting else ()
+    return ClusterFile(
+        cluster=Cluster(coordinator_seconds=window.coordinator_cpu / max(1, len(window.calls))),
+        network=Network(latency=latency, bandwidth=bandwidth),
+        link=links,
+        machine=(Machine(roles="*", cores=max(0.1, num_cores() - window.others)),),
+        compute=tables,
+    )
+
+
+def fit(
+    config: RunConfig, spec: EnvSpec, wanted: float, build: Callable[[float, float], ClusterFile]
+) -> tuple[ClusterFile, float, float]:
+    """The cluster on which the simulation of `config` makes `wanted` updates a second: its file, latency and part.
+
+    The latency is raised from 0 until it does. Where it is too slow at 0 already, some of the engine's work goes on
+    beside the role's own, and its part is lowered instead.
+
+    Args:
+        config: of one worker, on engine sim with nothing computed.
+        wanted: updates a second of the real run.
+        build: the cluster at a latency and a part.
+    """
+
+    def rate(latency: float, part: float) -> float:
+        return timed_on(config, spec, build(latency, part))
+
+    if rate(0.0, 1.0) >= wanted:
+        latency = _bisect(lambda value: rate(value, 1.0) - wanted, MAX_LATENCY)
+        return build(latency, 1.0), latency, 1.0
+    part = _bisect(lambda value: rate(0.0, value) - wanted, 1.0)
+    return build(0.0, part), 0.0, part
+
+
+def timed_on(config: RunConfig, spec: EnvSpec, file: ClusterFile) -> float:
+    """Updates a second that the simulation of a configuration makes on a cluster."""
+    with TemporaryDirectory(prefix="qfleet-plan-") as folder:
+        path = Path(folder) / "cluster.toml"
+        path.write_text(PlannedCluster(file, []).to_toml(), "utf-8")
+        return simulate(change_config(config, [("engine.cluster", str(path))]), spec).updates
+
+
+class Prober:
+    """A role that knows nothing of learning: it meets others of its kind."""
+
+    def ready(self) -> Receipt:
+        """Answer, once it is there."""
+        return Receipt()
+
+    def meet(self, number: int, size: int) -> Generator[torch.Tensor, None, Receipt]:
+        """Average `number` times a tensor of `size`."""
+        tensor = torch.zeros(size)
+        for _ in range(number):
+            yield tensor
+        return Receipt()
+
+
+def measure_meeting(config: RunConfig, size: int, folder: Path) -> float:
+    """Seconds that two roles take for one mean of `size` floats, once they know each other.
+
+    Args:
+        config: names the engine.
+        size: of the parameter vector.
+        folder: for what the engine logs.
+    """
+    engine: Engine = load_plugin("engine", config.engine.name).Engine(config.engine, config.seed)
+    if isinstance(engine, HostingEngine):
+        engine.set_up_hosts(folder / "logs", 1)
+    try:
+        group = [engine.spawn(f"probe-{rank}", Prober) for rank in range(2)]
+        _gather(engine, [engine.submit(role, "ready") for role in group])
+        _meet(engine, group, FEW_MEANS, size)  # they get to know each other
+        few = min(_meet(engine, group, FEW_MEANS, size) for _ in range(3))
+        many = min(_meet(engine, group, NUM_MEANS + FEW_MEANS, size) for _ in range(3))
+    finally:
+        engine.close()
+    return max(0.0, (many - few) / NUM_MEANS)
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def measure_window(config: RunConfig, spec: EnvSpec, folder: Path, seconds: float) -> Window:
+    """A metered run that has something to tell.
+
+    Raises:
+        QfleetError: no update in it.
+    """
+    window = metered_run(config, spec, folder, seconds)
+    if not window.num_updates or not window.calls:
+        raise QfleetError(f"{config.strategy.name}: no update in {seconds:g} s; nothing to calibrate by")
+    return window
+
+
+def _with_slope(table: Compute, measured: Measured) -> Compute:
+    """What each payload adds to a call, as it was measured where servers merge several."""
+    for cost in measured.costs:
+        one = cost.table
+        if (one.role, one.method) == (table.role, table.method) and one.payload_seconds:
+            return table.model_copy(update={"payload_seconds": one.payload_seconds}, deep=False)
+    return table
+
+
+def _bisect(above: Callable[[float], float], highest: float) -> float:
+    """Where a falling function crosses 0, between 0 and `highest`."""
+    low, high = 0.0, highest
+    for _ in range(NUM_HALVINGS):
+        middle = (low + high) / 2 if low else high / 8
+        if above(middle) > 0:
+            low = middle
+        else:
+            high = middle
+    return float(f"{(low + high) / 2:.3g}")
+
+
+def _meet(engine: Engine, group: Sequence[RoleRef], number: int, size: int) -> float:
+    began = time.perf_counter()
+    _gather(engine, engine.all_reduce(group, "meet", [(number, size)] * len(group)))
+    return time.perf_counter() - began
+
+
+def _gather(engine: Engine, futures: Sequence[Future]) -> None:
+    for _ in futures:
+        done = engine.wait()
+        assert done is not None
+        engine.result(done)
