@@ -10,13 +10,13 @@ from xml.etree import ElementTree
 import pytest
 from matplotlib.figure import Figure
 
-from qfleet.comparison.chart import tick_label, ticks
 from qfleet.comparison.page import page
-from qfleet.comparison.picture import draw_picture, style_of
+from qfleet.comparison.picture import draw_picture
 from qfleet.comparison.report import write_report
 from qfleet.comparison.results import CellResult, Comparison, Curve, Estimate, VariantResult
 from qfleet.comparison.wording import interval, middle, notes, written
 from qfleet.errors import QfleetError
+from qfleet.report.palette import style_of
 
 XHTML = "{http://www.w3.org/1999/xhtml}"
 EMPTY = Curve([], [], [], [])
@@ -114,14 +114,6 @@ def test_charts_are_drawn_to_scale_and_told_in_words(comparison: Comparison) -> 
     assert len(charts[0].findall(f"{XHTML}line[@class='threshold']")) == 1
 
 
-def test_ticks_are_round_and_few() -> None:
-    assert ticks(0.0, 20_000.0) == [0, 5_000, 10_000, 15_000, 20_000]
-    assert ticks(0.0, 2.4) == [0, 0.5, 1, 1.5, 2]
-    assert ticks(-0.5, 500.0) == [0, 200, 400]
-    assert ticks(3.0, 3.0) == [3.0]
-    assert [tick_label(value) for value in (0.0, 0.5, 20_000.0, 1.5e6)] == ["0", "0.5", "20k", "1.5M"]
-
-
 def test_picture_has_three_panels_with_bands_and_a_legend_outside(
     comparison: Comparison, figures: list[Figure], tmp_path: Path
 ) -> None:
@@ -135,10 +127,6 @@ def test_picture_has_three_panels_with_bands_and_a_legend_outside(
     assert lines["serial"].get_xydata().tolist() == [[100, 0], [200, 4], [300, 9]]
     band = figure.axes[0].collections[0].get_paths()[0].vertices
     assert (band[:, 1].min(), band[:, 1].max()) == (-1.0, 10.0)
-
-
-def test_styles_differ() -> None:
-    assert len({style_of(number) for number in range(28)}) == 28
 
 
 def test_nothing_finished_is_no_picture_and_no_page(comparison: Comparison, tmp_path: Path) -> None:

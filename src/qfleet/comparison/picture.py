@@ -12,21 +12,14 @@ from typing import TYPE_CHECKING
 from qfleet.comparison.results import Comparison
 from qfleet.comparison.wording import AXIS_TITLES, title_of
 from qfleet.errors import QfleetError
+from qfleet.report.palette import style_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PICTURE_NAME = "comparison.png"
-# Okabe and Ito (2008), which the colour-blind can tell apart; dashes tell them apart in grey.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5), (7, 2, 1.5, 2))
 THRESHOLD_COLOR, GRID_COLOR = "#5c626c", "#d9dce1"
 SIZE, DPI = (10.0, 4.3), 100
-
-
-def style_of(number: int) -> tuple[str, tuple[float, ...]]:
-    """Colour and dashes of the variant with this number, from 0; no two of the first 28 share both."""
-    return COLORS[number % len(COLORS)], DASHES[number % len(DASHES)]
 
 
 def draw_picture(comparison: Comparison, folder: Path) -> Path:
