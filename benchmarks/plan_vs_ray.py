@@ -24,7 +24,7 @@ from qfleet.planning.network import measure_loopback
 from qfleet.planning.processes import (
     fit,
     local_cluster,
-    measure_meeting,
+    measure_exchange,
     measure_window,
     timed_on,
     with_overhead,
@@ -42,7 +42,6 @@ STRATEGIES = (
     "federated",
 )
 NUM_WORKERS = 2
-WITH_GROUPS = ("all_reduce",)
 GOAL = 0.20
 
 
@@ -51,17 +50,15 @@ def one_round(grid: Grid, label: str, config: RunConfig, args: argparse.Namespac
     alone = change_config(of_size(config, 1), [("engine.name", "ray")])
     together = change_config(config, [("engine.name", "ray")])
     inline = calibrate(change_config(alone, [("engine.name", "inline")]), grid.spec, folder, label)
-    meeting = 0.0
-    if config.strategy.name in WITH_GROUPS:
-        size = make_blueprint(alone, grid.spec, "cpu").build_network(trainable=False).num_parameters
-        meeting = measure_meeting(alone, size, folder)
+    size = make_blueprint(alone, grid.spec, "cpu").build_network(trainable=False).num_parameters
+    exchange = measure_exchange(alone, size, folder)
     bandwidth = measure_loopback().bandwidth
     window = measure_window(alone, grid.spec, folder, args.seconds)
     file, latency, part = fit(
         of_size(config, 1),
         grid.spec,
         window.num_updates / window.seconds,
-        lambda latency, part: local_cluster(inline, window, latency, part, bandwidth, meeting),
+        lambda latency, part: local_cluster(inline, window, latency, part, bandwidth, exchange),
     )
     predicted = timed_on(config, grid.spec, file)
     real = metered_run(together, grid.spec, folder, args.seconds)
@@ -74,7 +71,8 @@ def one_round(grid: Grid, label: str, config: RunConfig, args: argparse.Namespac
         "error": predicted / measured - 1.0,
         "latency": latency,
         "part": part,
-        "meeting": meeting,
+        "meeting": exchange.meeting,
+        "payload": exchange.payload,
         "others": window.others,
         "busy_cores_alone": window.machine_cpu / window.seconds,
         "busy_cores": real.machine_cpu / real.seconds,

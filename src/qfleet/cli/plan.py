@@ -92,9 +92,10 @@ def plan(
     """
     from qfleet.errors import UsageError
     from qfleet.planning.grid import Request, make_grid, parse_sizes
-    from qfleet.planning.planner import Learning, Sources, find_costs, read_file
+    from qfleet.planning.planner import Learning
     from qfleet.planning.planner import plan as make_plan
     from qfleet.planning.prices import read_prices
+    from qfleet.planning.sources import Sources, find_costs, read_file
     from qfleet.recipe import parse_override
 
     console = Output(as_json, quiet)
@@ -141,13 +142,31 @@ def report(result: PlanResult, out: Path | None, console: Output) -> int:
             console.say(f"{row.label}, {row.num_workers:,}: {row.why_not}")
     for label, text in result.saturates.items():
         console.say(f"{label}: first saturates: {text}")
-    machine = result.prices
-    console.say(f"prices of {machine['date']}: {machine['name']}, {machine['source']}")
+    from qfleet.planning.page import prices_text
+
+    console.say(prices_text(result))
+    if out is not None:
+        write(result, out, console)
     chosen = result.recommendation
     console.say(f"recommended: {chosen.why}" if chosen is not None else "recommended: nothing")
     line = chosen.why if console.quiet and chosen is not None else None
     console.result(result.to_json(), line)
     return 0 if any(row.timing is not None for row in result.rows) else 1
+
+
+def write(result: PlanResult, out: Path, console: Output) -> None:
+    """Write the page, and the picture beside it; a picture is worth no plan."""
+    from qfleet.planning.page import page
+    from qfleet.planning.picture import draw_picture
+
+    out.write_text(page(result), "utf-8")
+    console.say(f"  {out}")
+    picture = out.with_suffix(".png")
+    try:
+        draw_picture(result, picture)
+        console.say(f"  {picture}")
+    except Exception as error:
+        console.note(f"{picture} was not drawn: {type(error).__name__}: {error}")
 
 
 def show_origins(cluster: PlannedCluster, console: Output) -> None:

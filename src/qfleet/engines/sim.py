@@ -128,23 +128,8 @@ class Engine(inline.Engine):
             clock.step()
         moment, future = way.done.popleft()
         way.num_open -= 1
-        self._think(max(now, moment))
+        self.cores.spend(max(now, moment), COORDINATOR, self.file.cluster.coordinator_seconds)
         return future
-
-    def _think(self, time: float) -> None:
-        """The coordinator is busy with an answer; what happens meanwhile happens."""
-        seconds, clock = self.file.cluster.coordinator_seconds, self.clock
-        if seconds and self.cores.has(COORDINATOR):
-            ends: list[float] = []
-            clock.time = max(clock.time, time)
-            self.cores.work(clock.time, COORDINATOR, seconds, ends.append)
-            while not ends:
-                clock.step()
-            return
-        time += seconds
-        while clock.next() <= time:
-            clock.step()
-        clock.time = time
 
     def payload(self, future: Future) -> object:
         """The payload itself; looking at it takes no time."""
@@ -301,14 +286,7 @@ class Engine(inline.Engine):
         num_payloads = count_payloads(call.args)
         call.busy = home.costs.seconds(first.method, time, first.receipt, num_payloads) * home.slowness(time)
         call.ends = time + call.busy
-        self._work(time, home, call.busy, self._end, call)
-
-    def _work(self, time: float, home: Home, seconds: float, end: Callable[..., None], *args: object) -> None:
-        """Have `end(moment, *args)` called when the role has worked for so long, on cores of its own or shared."""
-        if self.cores.has(home.name):
-            self.cores.work(time, home.name, seconds, end, *args)
-        else:
-            self.clock.at(time + seconds, end, *args)
+        self.cores.work(time, home.name, call.busy, self._end, call)
 
     def _values(self, call: Call) -> list[object]:
         assert isinstance(call, VirtualCall)
@@ -379,22 +357,16 @@ class Engine(inline.Engine):
         method = calls[0].future.method
         is_step = num_bytes >= SMALL_SHARE * self._largest.get(method, 0)
         self._largest[method] = max(num_bytes, self._largest.get(method, 0))
-        last, sharing = time, []
+        step = Step(group, tensors, time, len(calls) if is_step else 0)
         for call in calls if is_step else ():
             seconds = call.home.costs.draw(method, time) * call.home.slowness(time)
             call.busy += seconds
-            if self.cores.has(call.home.name):
-                sharing.append((call, seconds))
-            else:
-                last = max(last, call.ready + seconds)
-        step = Step(group, tensors, last, len(sharing))
-        for call, seconds in sharing:
-            self.cores.work(time, call.home.name, seconds, self._stepped, step)
-        if not sharing:
+            self.cores.work(call.ready, call.home.name, seconds, self._stepped, step)
+        if not is_step:
             self._ring(step)
 
     def _stepped(self, time: float, step: Step) -> None:
-        """A member that shares its cores is through with a step."""
+        """A member is through with a step."""
         step.num_missing -= 1
         step.last = max(step.last, time)
         if not step.num_missing:

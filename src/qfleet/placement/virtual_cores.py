@@ -72,20 +72,37 @@ class VirtualCores:
         self._tasks: dict[str, _Task] = {}
         self._num_tasks = 0
 
-    def has(self, name: str) -> bool:
-        """Whether a role shares its cores."""
-        return bool(self._tables) and self._find(name) is not None
-
     def work(self, time: float, name: str, seconds: float, end: End, *args: object) -> None:
-        """Have `end(moment, *args)` called once the role has had `seconds` of a core; one piece of work at a time."""
+        """Have `end(moment, *args)` called once the role has worked for `seconds` of a core, from `time` on.
+
+        A role that shares its cores has one piece of work at a time, which begins now.
+        """
         cores = self._find(name)
-        assert cores is not None, f"{name} shares no cores"
-        cores.advance(time)
+        if cores is None:
+            self._clock.at(time + seconds, end, *args)
+            return
+        now = max(time, self._clock.time)
+        cores.advance(now)
         task = self._tasks[name] = _Task(name, end, args)
         self._num_tasks += 1
         heapq.heappush(cores.tasks, (cores.done + seconds, self._num_tasks, task))
         cores.num_busy += 1
-        self._plan(time, cores)
+        self._plan(now, cores)
+
+    def spend(self, time: float, name: str, seconds: float) -> None:
+        """Let time pass until the role has worked for `seconds` from `time` on; what happens meanwhile happens."""
+        clock = self._clock
+        if seconds and self._find(name) is not None:
+            clock.time = max(clock.time, time)
+            ends: list[float] = []
+            self.work(clock.time, name, seconds, ends.append)
+            while not ends:
+                clock.step()
+            return
+        time += seconds
+        while clock.next() <= time:
+            clock.step()
+        clock.time = time
 
     def drop(self, time: float, name: str) -> None:
         """The role is dead: the others get what it had."""
@@ -97,6 +114,8 @@ class VirtualCores:
             self._plan(time, cores)
 
     def _find(self, name: str) -> _Cores | None:
+        if not self._tables:
+            return None
         if name not in self._of:
             pairs = zip(self._tables, self._machines, strict=True)
             self._of[name] = next((cores for table, cores in pairs if fnmatchcase(name, table.roles)), None)

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from qfleet.engines.base import HostingEngine
+from qfleet.engines.base import Engine, HostingEngine
 from qfleet.errors import QfleetError
 from qfleet.placement.cluster_file import Compute
 from qfleet.placement.cost_model import DEFAULTS
@@ -30,12 +30,13 @@ from qfleet.planning.metering import MeteredEngine, Metering
 from qfleet.policy import make_blueprint
 from qfleet.recipe import RunConfig, change_config, load_plugin
 from qfleet.strategies.base import Control
-from qfleet.types import EnvSpec
+from qfleet.types import EnvSpec, Receipt
 
 SECONDS = 1.5  # of one calibrating run
 MIN_CALLS = 12  # of a method, before it counts as measured
 MAX_WAIT = 20.0  # seconds until the first update
 NUM_VALUES = 20  # of a trace: the middles of so many equal parts of what was measured
+NUM_PROBES = 300
 NUM_BESIDE = 4  # workers of the second run, whose servers merge several pushes a call
 
 
@@ -119,9 +120,8 @@ def calibrate(config: RunConfig, spec: EnvSpec, folder: Path, label: str) -> Mea
     if load_plugin("engine", config.engine.name).Engine.is_concurrent:
         thinking = window.coordinator_cpu / len(window.calls)
     else:  # one thread: what lies between two calls is the coordinator's
-        thinking = statistics.median(
-            max(0.0, after.began - before.ended) for before, after in itertools.pairwise(window.calls)
-        )
+        gaps = [max(0.0, after.began - before.ended) for before, after in itertools.pairwise(window.calls)]
+        thinking = max(0.0, statistics.median(gaps) - metering_seconds())
     return Measured(costs, _rounded(thinking), window.num_updates / window.seconds, window.calls)
 
 
@@ -220,6 +220,31 @@ def trace_of(values: Sequence[float]) -> tuple[float, ...]:
     """The middles of NUM_VALUES equal parts of what was measured, in order."""
     places = (np.arange(NUM_VALUES) + 0.5) / NUM_VALUES
     return tuple(_rounded(max(0.0, float(value))) for value in np.quantile(np.asarray(values), places))
+
+
+def metering_seconds() -> float:
+    """What timing a call adds to the time between two of them, which is no strategy's."""
+    times = []
+    for is_metered in (False, True):
+        engine: Engine = load_plugin("engine", "inline").Engine(load_plugin("engine", "inline").Config(), 0)
+        engine = MeteredEngine(engine) if is_metered else engine
+        role = engine.spawn("probe", Idle)
+        laps = []
+        for _ in range(NUM_PROBES):
+            began = time.perf_counter()
+            engine.submit(role, "rest")
+            engine.wait()
+            laps.append(time.perf_counter() - began)
+        times.append(statistics.median(laps))
+    return max(0.0, times[1] - times[0])
+
+
+class Idle:
+    """A role that does nothing."""
+
+    def rest(self) -> Receipt:
+        """Nothing."""
+        return Receipt()
 
 
 def machine_cpu() -> float:

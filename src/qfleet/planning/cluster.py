@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import tomli_w
 
-from qfleet.placement.cluster_file import Cluster, ClusterFile, Compute, Network
+from qfleet.placement.cluster_file import Cluster, ClusterFile, Compute, Link, Network
 from qfleet.planning.calibration import Cost
 from qfleet.planning.network import Transport
 
@@ -40,7 +40,11 @@ class PlannedCluster:
 
 
 def put_together(
-    given: ClusterFile | None, path: str | None, costs: Sequence[Cost], transport: Transport | None
+    given: ClusterFile | None,
+    path: str | None,
+    costs: Sequence[Cost],
+    transport: Transport | None,
+    links: tuple[Link, ...] = (),
 ) -> PlannedCluster:
     """The user's tables come first; measured ones fill in.
 
@@ -48,6 +52,7 @@ def put_together(
         given, path: the user's file, None without one.
         costs: measured; of one role and method the first counts.
         transport: measured, or None where the file says it.
+        links: measured; those of the file come before them.
     """
     origins: list[Origin] = []
     source = f"{path}"
@@ -60,6 +65,9 @@ def put_together(
         name = f"{cost.table.role} {cost.table.method}"
         origins.append(Origin(name, per_unit(cost.table), f"{cost.origin}, {cost.num_calls:,} calls"))
     changes: dict[str, object] = {"compute": (*file.compute, *(cost.table for cost in found.values()))}
+    if links and not file.link:
+        changes["link"] = links
+        origins.append(Origin("mean of two ranks", f"{2e6 * (links[0].latency or 0.0):,.0f} us", "measured"))
     says_network = given is not None and "network" in given.model_fields_set
     if transport is not None and not says_network:
         changes["network"] = Network(latency=transport.latency, bandwidth=transport.bandwidth)

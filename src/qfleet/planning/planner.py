@@ -8,7 +8,6 @@ Floor 7.
 from __future__ import annotations
 
 import dataclasses
-import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,14 +15,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from qfleet.comparison.results import describe_machine
-from qfleet.errors import QfleetError, UsageError
-from qfleet.placement.cluster_file import ClusterFile, read_cluster
-from qfleet.planning.calibration import Cost, calibrate
-from qfleet.planning.cluster import PlannedCluster, put_together
+from qfleet.errors import QfleetError
+from qfleet.planning.cluster import PlannedCluster
 from qfleet.planning.grid import Cell, Grid
 from qfleet.planning.learning import LearnedRun, learn
-from qfleet.planning.network import Transport, measure_loopback
-from qfleet.planning.past_run import costs_of_run
 from qfleet.planning.prices import Prices
 from qfleet.planning.results import PlanResult, first_limits, make_rows, recommend
 from qfleet.planning.timing import Timing, simulate
@@ -31,21 +26,6 @@ from qfleet.recipe import change_config
 
 MAX_LEARNED = 16  # workers of the largest size that is learned unless asked for
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Sources:
-    """Where costs come from.
-
-    Attributes:
-        cluster: the user's file.
-        run: a past run's directory.
-        engine: on which what is missing is measured.
-    """
-
-    cluster: str | None = None
-    run: Path | None = None
-    engine: str = "inline"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,49 +42,6 @@ class Learning:
         if cell.config is None:
             return False
         return cell.num_workers <= MAX_LEARNED if self.sizes is None else cell.num_workers in self.sizes
-
-
-def find_costs(grid: Grid, sources: Sources, say: Say) -> PlannedCluster:
-    """The cluster to plan for. A file that has [[compute]] tables is taken at its word, else calls are measured.
-
-    Raises:
-        QfleetError: the file or the run is wrong, or nothing could be measured.
-    """
-    given = read_file(sources.cluster)
-    if given is not None and given.compute:
-        return put_together(given, sources.cluster, [], None)
-    costs: list[Cost] = []
-    if sources.run is not None:
-        costs += costs_of_run(sources.run)
-        return put_together(given, sources.cluster, costs, None)
-    thinking = []
-    with TemporaryDirectory(prefix="qfleet-plan-") as folder:
-        for label, config in grid.calibrating():
-            say(f"measuring {label} with 1 worker on {sources.engine}")
-            config = change_config(config, [("engine.name", sources.engine)])
-            measured = calibrate(config, grid.spec, Path(folder), label)
-            costs += measured.costs
-            thinking.append(measured.coordinator_seconds)
-    transport: Transport = dataclasses.replace(
-        measure_loopback(),
-        coordinator_seconds=float(f"{statistics.median(thinking):.3g}"),
-        coordinator_origin=f"measured ({sources.engine}), median of {len(thinking)} strategies",
-    )
-    return put_together(given, sources.cluster, costs, transport)
-
-
-def read_file(path: str | None) -> ClusterFile | None:
-    """The user's file.
-
-    Raises:
-        UsageError: naming the option.
-    """
-    if path is None:
-        return None
-    try:
-        return read_cluster(path)
-    except UsageError as error:
-        raise UsageError(str(error).replace("engine.cluster = ", "--cluster ")) from None
 
 
 @contextmanager

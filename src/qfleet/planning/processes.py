@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import statistics
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
 
 from qfleet.engines.base import Engine, Future, HostingEngine, RoleRef
@@ -27,12 +30,13 @@ from qfleet.planning.cluster import PlannedCluster
 from qfleet.planning.metering import Metering
 from qfleet.planning.timing import simulate
 from qfleet.recipe import RunConfig, change_config, load_plugin
-from qfleet.types import EnvSpec, Receipt
+from qfleet.types import EnvSpec, Receipt, Reply
 
 NUM_HALVINGS = 9
 MAX_LATENCY = 0.05
-NUM_MEANS = 200
-FEW_MEANS = 20
+NUM_MEANS, FEW_MEANS = 200, 20
+WORK_SECONDS = 1e-3  # between two means: who has waited for long has to be woken
+NUM_PAYLOADS, NUM_TAKINGS = 4, 60
 
 
 def with_overhead(calls: Iterable[Metering], part: float = 1.0) -> list[Metering]:
@@ -44,7 +48,7 @@ def with_overhead(calls: Iterable[Metering], part: float = 1.0) -> list[Metering
 
 
 def local_cluster(
-    measured: Measured, window: Window, latency: float, part: float, bandwidth: float, meeting: float
+    measured: Measured, window: Window, latency: float, part: float, bandwidth: float, exchange: Exchange
 ) -> ClusterFile:
     """This machine as a simulated one: every role and the coordinator share its cores, less what others have of them.
 
@@ -53,10 +57,12 @@ def local_cluster(
         window: the run with one worker.
         latency, bandwidth: of a message.
         part: of the engine's own work, how much counts.
-        meeting: seconds of a mean of two members, beyond their own work.
+        exchange: what roles pay for each other's values.
     """
-    tables = tuple(_with_slope(cost.table, measured) for cost in costs_of(with_overhead(window.calls, part), [], ""))
-    links = (Link(between=("worker-*", "worker-*"), latency=meeting / 2.0),) if meeting else ()
+    costs = costs_of(with_overhead(window.calls, part), [], "")
+    tables = tuple(_with_slope(cost.table, measured, exchange.payload) for cost in costs)
+    # A ring of two takes two latencies; whatever else may pass between workers is rare.
+    links = (Link(between=("worker-*", "worker-*"), latency=exchange.meeting / 2.0),) if exchange.meeting else ()
     return ClusterFile(
         cluster=Cluster(coordinator_seconds=window.coordinator_cpu / max(1, len(window.calls))),
         network=Network(latency=latency, bandwidth=bandwidth),
@@ -98,23 +104,43 @@ def timed_on(config: RunConfig, spec: EnvSpec, file: ClusterFile) -> float:
         return simulate(change_config(config, [("engine.cluster", str(path))]), spec).updates
 
 
-class Prober:
-    """A role that knows nothing of learning: it meets others of its kind."""
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """What roles in processes pay for each other's values.
 
-    def ready(self) -> Receipt:
-        """Answer, once it is there."""
+    Attributes:
+        meeting: seconds of a mean of two members, beyond their own work.
+        payload: seconds that one more payload among a call's arguments adds to it.
+    """
+
+    meeting: float = 0.0
+    payload: float = 0.0
+
+
+class Prober:
+    """A role that knows nothing of learning: it meets others of its kind, and takes what it is given."""
+
+    def give(self, size: int) -> Reply:
+        """A payload of `size` floats."""
+        return Reply(Receipt(), np.zeros(size, np.float32))
+
+    def take(self, *values: object) -> Receipt:
+        """Answer."""
         return Receipt()
 
-    def meet(self, number: int, size: int) -> Generator[torch.Tensor, None, Receipt]:
-        """Average `number` times a tensor of `size`."""
+    def meet(self, number: int, size: int, seconds: float) -> Generator[torch.Tensor, None, Receipt]:
+        """Average `number` times a tensor of `size`, each time after `seconds` of work."""
         tensor = torch.zeros(size)
         for _ in range(number):
+            ends = time.perf_counter() + seconds
+            while time.perf_counter() < ends:
+                tensor.mul_(1.0)
             yield tensor
         return Receipt()
 
 
-def measure_meeting(config: RunConfig, size: int, folder: Path) -> float:
-    """Seconds that two roles take for one mean of `size` floats, once they know each other.
+def measure_exchange(config: RunConfig, size: int, folder: Path) -> Exchange:
+    """What two roles that do nothing else take for a mean of `size` floats, and for a payload of as many.
 
     Args:
         config: names the engine.
@@ -126,13 +152,14 @@ def measure_meeting(config: RunConfig, size: int, folder: Path) -> float:
         engine.set_up_hosts(folder / "logs", 1)
     try:
         group = [engine.spawn(f"probe-{rank}", Prober) for rank in range(2)]
-        _gather(engine, [engine.submit(role, "ready") for role in group])
+        _gather(engine, [engine.submit(role, "take") for role in group])
         _meet(engine, group, FEW_MEANS, size)  # they get to know each other
-        few = min(_meet(engine, group, FEW_MEANS, size) for _ in range(3))
-        many = min(_meet(engine, group, NUM_MEANS + FEW_MEANS, size) for _ in range(3))
+        few = statistics.median(_meet(engine, group, FEW_MEANS, size) for _ in range(5))
+        many = statistics.median(_meet(engine, group, NUM_MEANS + FEW_MEANS, size) for _ in range(5))
+        one, several = (_taking(engine, group, size, number) for number in (1, NUM_PAYLOADS))
     finally:
         engine.close()
-    return max(0.0, (many - few) / NUM_MEANS)
+    return Exchange(max(0.0, (many - few) / NUM_MEANS - WORK_SECONDS), max(0.0, (several - one) / (NUM_PAYLOADS - 1)))
 
 
 def num_cores() -> int:
@@ -152,12 +179,14 @@ def measure_window(config: RunConfig, spec: EnvSpec, folder: Path, seconds: floa
     return window
 
 
-def _with_slope(table: Compute, measured: Measured) -> Compute:
-    """What each payload adds to a call, as it was measured where servers merge several."""
+def _with_slope(table: Compute, measured: Measured, payload: float) -> Compute:
+    """What each payload beyond the first adds to a call that merges several: the role's own part and the engine's."""
     for cost in measured.costs:
         one = cost.table
         if (one.role, one.method) == (table.role, table.method) and one.payload_seconds:
-            return table.model_copy(update={"payload_seconds": one.payload_seconds}, deep=False)
+            slope = one.payload_seconds + payload
+            values = tuple(max(0.0, value - slope) for value in table.values or ())
+            return table.model_copy(update={"payload_seconds": slope, "values": values})
     return table
 
 
@@ -175,8 +204,21 @@ def _bisect(above: Callable[[float], float], highest: float) -> float:
 
 def _meet(engine: Engine, group: Sequence[RoleRef], number: int, size: int) -> float:
     began = time.perf_counter()
-    _gather(engine, engine.all_reduce(group, "meet", [(number, size)] * len(group)))
+    _gather(engine, engine.all_reduce(group, "meet", [(number, size, WORK_SECONDS)] * len(group)))
     return time.perf_counter() - began
+
+
+def _taking(engine: Engine, group: Sequence[RoleRef], size: int, number: int) -> float:
+    """Median seconds of a call that takes so many fresh payloads of another role."""
+    giver, taker = group
+    laps = []
+    for _ in range(NUM_TAKINGS):
+        given = [engine.submit(giver, "give", size) for _ in range(number)]
+        _gather(engine, given)
+        began = time.perf_counter()
+        _gather(engine, [engine.submit(taker, "take", *given)])
+        laps.append(time.perf_counter() - began)
+    return statistics.median(laps)
 
 
 def _gather(engine: Engine, futures: Sequence[Future]) -> None:

@@ -26,6 +26,8 @@ class ActorsLearner:
         name: the role's name; its seeds and files are called after it.
     """
 
+    timing_twin = "qfleet.roles.timed_trajectories:TimedActorsLearner"
+
     def __init__(self, blueprint: Blueprint, name: str) -> None:
         self.name = name
         self.learner = TrajectoryLearner(blueprint, name)

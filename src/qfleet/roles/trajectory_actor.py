@@ -24,6 +24,8 @@ class TrajectoryActor(RemoteActor):
         version: of the parameters it acts on; -1 before the first ones.
     """
 
+    timing_twin = "qfleet.roles.timed_trajectories:TimedTrajectoryActor"
+
     def __init__(self, blueprint: Blueprint, name: str, rank: int = 0, num_actors: int = 1) -> None:
         self.name = name
         self.network = blueprint.build_network(trainable=False)
