@@ -73,6 +73,7 @@ def one_round(grid: Grid, label: str, config: RunConfig, args: argparse.Namespac
         "part": part,
         "meeting": exchange.meeting,
         "payload": exchange.payload,
+        "crowding": exchange.crowding,
         "others": window.others,
         "busy_cores_alone": window.machine_cpu / window.seconds,
         "busy_cores": real.machine_cpu / real.seconds,

@@ -13,10 +13,12 @@ from qfleet.placement.virtual_cores import VirtualCores
 Job = tuple[float, float]  # begins, seconds
 
 
-def run(jobs: list[Job], cores: float, dropped: dict[int, float] | None = None) -> dict[int, float]:
+def run(
+    jobs: list[Job], cores: float, dropped: dict[int, float] | None = None, crowding: float = 1.0
+) -> dict[int, float]:
     """When each job ends."""
     clock = VirtualClock()
-    machine = VirtualCores((Machine(roles="worker-*", cores=cores),), clock)
+    machine = VirtualCores((Machine(roles="worker-*", cores=cores, crowding=crowding),), clock)
     ends: dict[int, float] = {}
 
     def end(time: float, index: int) -> None:
@@ -58,6 +60,13 @@ def test_two_on_one_core_take_turns_in_no_time() -> None:
 def test_who_dies_leaves_its_part_to_the_others() -> None:
     # Half of a core for 1 s, then all of it for 1.5 s.
     assert run([(0.0, 2.0), (0.0, 9.0)], 1.0, {1: 1.0}) == {0: pytest.approx(2.5)}
+
+
+def test_busy_cores_take_from_each_other() -> None:
+    # Three cores, crowding 1.5: alone at full speed, two at 1 / 1.25, three at 1 / 1.5. All begin at once with 1, 2 and
+    # 3 s: the first ends at 1.5; the second has 1 s left, at 1 / 1.25: at 2.75; the third has 1 s left then: at 3.75.
+    jobs = [(0.0, 1.0), (0.0, 2.0), (0.0, 3.0)]
+    assert run(jobs, 3.0, crowding=1.5) == pytest.approx({0: 1.5, 1: 2.75, 2: 3.75})
 
 
 def test_cores_to_spare_change_nothing() -> None:

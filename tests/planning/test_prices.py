@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qfleet.errors import ConfigError, UsageError
-from qfleet.planning.prices import Fleet, MachineType, cost_of, fleet_of, read_prices
+from qfleet.planning.prices import Fleet, MachineType, Needs, cost_of, fleet_of, read_prices
 
 MACHINE = MachineType(name="m", cores=4, on_demand=3.6, spot=0.9, preemptions_per_hour=0.1)
 FILE = 'date = 2025-01-02\nsource = "mine"\n'
@@ -15,16 +15,25 @@ FILE = 'date = 2025-01-02\nsource = "mine"\n'
 
 def test_workers_fill_up_the_heads_machine_first() -> None:
     # 3 others on 4 cores leave one for a worker; 9 more fill 2.25 machines.
-    fleet = fleet_of(MACHINE, num_workers=10, num_others=3, worker_cpus=1.0, waits=True)
+    fleet = fleet_of(MACHINE, Needs(num_workers=10, num_others=3))
     assert (fleet.num_head, fleet.num_worker) == (1, 3)
     # Half a core each: two on the head's, 8 on each further one.
-    assert fleet_of(MACHINE, 10, 3, 0.5, True).num_worker == 1
-    assert fleet_of(MACHINE, 1, 5, 1.0, True).num_head == 2
+    assert fleet_of(MACHINE, Needs(10, 3, worker_cpus=0.5)).num_worker == 1
+    assert fleet_of(MACHINE, Needs(1, 5)).num_head == 2
 
 
 def test_a_worker_that_fits_no_machine_is_refused() -> None:
     with pytest.raises(UsageError, match="m has 4 cores, and a worker asks for 5"):
-        fleet_of(MACHINE, 1, 1, 5.0, True)
+        fleet_of(MACHINE, Needs(1, 1, worker_cpus=5.0))
+    with pytest.raises(UsageError, match="m has 0 GPUs"):
+        fleet_of(MACHINE, Needs(1, 1, other_gpus=1.0))
+
+
+def test_gpus_decide_where_they_are_scarcer_than_cores() -> None:
+    machine = MachineType(name="g", cores=8, gpus=2, on_demand=1.0)
+    # The learner takes one GPU of the first machine, a worker the other; six more workers fill three machines.
+    fleet = fleet_of(machine, Needs(7, 3, worker_gpus=1.0, other_gpus=1.0))
+    assert (fleet.num_head, fleet.num_worker) == (1, 3)
 
 
 def test_money_is_the_machines_hours_and_spot_pays_for_what_is_lost() -> None:
@@ -57,6 +66,7 @@ def test_the_list_that_comes_with_it_is_dated_and_says_what_it_is() -> None:
     assert all(one.spot is not None and one.spot < one.on_demand for one in prices.machine)
     chosen = prices.choose(None)
     assert chosen.gpus == 0
+    assert prices.choose(None, needs_gpu=True).gpus == 1
     with pytest.raises(UsageError, match=r"--machine aws-c7g.4xlarg: .*did you mean aws-c7g.4xlarge\?"):
         prices.choose("aws-c7g.4xlarg")
 

@@ -124,10 +124,13 @@ class Machine(Section):
     Attributes:
         roles: pattern; "coordinator" is a name too.
         cores: each busy role gets one, or an equal part where more are busy than there are cores.
+        crowding: how many times as long work takes while all cores are busy, against one busy core: what cores share,
+            such as two threads of one physical core. In between it grows with each busy core.
     """
 
     roles: str = "*"
     cores: PositiveFloat
+    crowding: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
 
 
 class Slowdown(Section):

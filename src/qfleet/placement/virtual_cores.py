@@ -1,6 +1,8 @@
 """Cores that roles of a simulated machine share: each busy one gets an equal part of them, and one core at most.
 
-    rate of each of n busy roles on a machine of c cores = min(1, c / n)          (processor sharing; Kleinrock 1967)
+    rate of each of n busy roles on c cores = min(1, c / n) / (1 + (crowding - 1) (min(n, c) - 1) / (c - 1))
+
+Processor sharing (Kleinrock 1967); crowding is what busy cores take from each other, 1 where that is nothing.
 
 All on a machine go at one rate, so each machine keeps one count of work that its busy roles have each done: a call that
 takes w seconds of a core ends when that count has grown by w, and only the next end of a machine is on the clock.
@@ -35,6 +37,7 @@ class _Cores:
 
     Attributes:
         number: its cores.
+        crowding: see Machine.
         done: seconds of a core that a role would have had by `time`, had it been busy from the beginning.
         tasks: (done at which it ends, order, task).
         num_busy: of the tasks those that are not over.
@@ -42,6 +45,7 @@ class _Cores:
     """
 
     number: float
+    crowding: float
     time: float = 0.0
     done: float = 0.0
     tasks: list[tuple[float, int, _Task]] = field(default_factory=list)
@@ -52,8 +56,14 @@ class _Cores:
         """Everybody's work up to now."""
         if time > self.time:
             if self.num_busy:
-                self.done += (time - self.time) * min(1.0, self.number / self.num_busy)
+                self.done += (time - self.time) * self.rate()
             self.time = time
+
+    def rate(self) -> float:
+        """Of each busy role; at least one is."""
+        busy = min(float(self.num_busy), self.number)
+        crowd = (busy - 1.0) / (self.number - 1.0) if self.number > 1.0 else 0.0
+        return min(1.0, self.number / self.num_busy) / (1.0 + (self.crowding - 1.0) * max(0.0, crowd))
 
 
 class VirtualCores:
@@ -67,7 +77,7 @@ class VirtualCores:
     def __init__(self, machines: tuple[Machine, ...], clock: VirtualClock) -> None:
         self._tables = machines
         self._clock = clock
-        self._machines = [_Cores(table.cores) for table in machines]
+        self._machines = [_Cores(table.cores, table.crowding) for table in machines]
         self._of: dict[str, _Cores | None] = {}
         self._tasks: dict[str, _Task] = {}
         self._num_tasks = 0
@@ -127,9 +137,8 @@ class VirtualCores:
         while cores.tasks and cores.tasks[0][2].is_over:
             heapq.heappop(cores.tasks)
         if cores.tasks:
-            rate = min(1.0, cores.number / cores.num_busy)
             left = max(0.0, cores.tasks[0][0] - cores.done)
-            self._clock.at(time + left / rate, self._finish, cores, cores.edition)
+            self._clock.at(time + left / cores.rate(), self._finish, cores, cores.edition)
 
     def _finish(self, time: float, cores: _Cores, edition: int) -> None:
         if edition != cores.edition:

@@ -18,6 +18,8 @@ from qfleet.experiment import Experiment
 from qfleet.planning.grid import Cell
 from qfleet.recipe import RunConfig, change_config
 
+NEVER = 10**12
+
 
 @dataclass(frozen=True, slots=True)
 class LearnedRun:
@@ -103,6 +105,7 @@ def learning_config(config: RunConfig, seed: int, target: float, max_env_steps: 
         ("seed", seed),
         ("stop.until_return", target),
         ("logging.tensorboard", False),
+        ("checkpoint.every_env_steps", NEVER),  # nobody goes on with it, and each one restarts the episodes
     ]
     if max_env_steps is not None:
         changes.append(("stop.max_env_steps", max_env_steps))

@@ -64,14 +64,17 @@ class Prices(Section):
             raise ValueError("two machines have the same name")
         return value
 
-    def choose(self, name: str | None) -> MachineType:
-        """The machine of this name, else the one without a GPU whose core costs least on demand.
+    def choose(self, name: str | None, needs_gpu: bool = False) -> MachineType:
+        """The machine of this name, else the one whose core costs least on demand; with a GPU only where one is needed.
 
         Raises:
-            UsageError: there is none of this name.
+            UsageError: there is none of this name, or none with a GPU.
         """
         if name is None:
-            return min((one for one in self.machine if not one.gpus), key=lambda one: one.on_demand / one.cores)
+            able = [one for one in self.machine if bool(one.gpus) == needs_gpu]
+            if not able:
+                raise UsageError("a role asks for a GPU, and the prices have no machine with one; give --prices")
+            return min(able, key=lambda one: one.on_demand / one.cores)
         for one in self.machine:
             if one.name == name:
                 return one
@@ -128,21 +131,51 @@ class Cost:
         return self.money if self.spot_money is None else min(self.money, self.spot_money)
 
 
-def fleet_of(machine: MachineType, num_workers: int, num_others: int, worker_cpus: float, waits: bool) -> Fleet:
-    """Machines for so many workers of `worker_cpus` each, and for the others, the coordinator too, of a core each.
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a configuration asks of its machines.
 
-    Workers fill up the head's machine first.
+    Attributes:
+        num_workers, num_others: roles; the coordinator is one of the others, each of which takes a core.
+        worker_cpus, worker_gpus: of a worker.
+        other_gpus: of all others together.
+        waits: whether the loss of one machine holds up all.
+    """
+
+    num_workers: int
+    num_others: int
+    worker_cpus: float = 1.0
+    worker_gpus: float = 0.0
+    other_gpus: float = 0.0
+    waits: bool = True
+
+    @property
+    def has_gpus(self) -> bool:
+        """Whether a role asks for one."""
+        return self.worker_gpus > 0 or self.other_gpus > 0
+
+
+def fleet_of(machine: MachineType, needs: Needs) -> Fleet:
+    """Machines for the others, whose workers fill them up first, and for the workers that are left.
 
     Raises:
-        UsageError: a worker does not fit on a machine.
+        UsageError: a role does not fit on a machine.
     """
-    share = max(worker_cpus, 1e-9)
-    if share > machine.cores:
-        raise UsageError(f"{machine.name} has {machine.cores:g} cores, and a worker asks for {share:g}")
-    num_head = max(1, math.ceil(num_others / machine.cores))
-    left = num_head * machine.cores - num_others
-    beside = math.floor(left / share + 1e-9)
-    per_machine = math.floor(machine.cores / share + 1e-9)
+    cpus, gpus = max(needs.worker_cpus, 1e-9), needs.worker_gpus
+    if cpus > machine.cores:
+        raise UsageError(f"{machine.name} has {machine.cores:g} cores, and a worker asks for {cpus:g}")
+    if max(gpus, min(needs.other_gpus, 1.0)) > machine.gpus:
+        raise UsageError(f"{machine.name} has {machine.gpus} GPUs, and a role asks for one; give another --machine")
+
+    def room(cores: float, its_gpus: float) -> int:
+        by_gpus = math.floor(its_gpus / gpus + 1e-9) if gpus else math.inf
+        return int(min(math.floor(cores / cpus + 1e-9), by_gpus))
+
+    num_head = max(1, math.ceil(needs.num_others / machine.cores))
+    if needs.other_gpus:
+        num_head = max(num_head, math.ceil(needs.other_gpus / machine.gpus))
+    beside = room(num_head * machine.cores - needs.num_others, num_head * machine.gpus - needs.other_gpus)
+    per_machine, num_workers, waits = room(machine.cores, machine.gpus), needs.num_workers, needs.waits
     num_worker = math.ceil(max(0, num_workers - beside) / per_machine)
     return Fleet(machine, num_head, num_worker, waits)
 

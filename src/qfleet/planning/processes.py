@@ -37,6 +37,7 @@ MAX_LATENCY = 0.05
 NUM_MEANS, FEW_MEANS = 200, 20
 WORK_SECONDS = 1e-3  # between two means: who has waited for long has to be woken
 NUM_PAYLOADS, NUM_TAKINGS = 4, 60
+WORK_PRODUCTS, NUM_WORKINGS = 500, 25
 
 
 def with_overhead(calls: Iterable[Metering], part: float = 1.0) -> list[Metering]:
@@ -67,7 +68,7 @@ def local_cluster(
         cluster=Cluster(coordinator_seconds=window.coordinator_cpu / max(1, len(window.calls))),
         network=Network(latency=latency, bandwidth=bandwidth),
         link=links,
-        machine=(Machine(roles="*", cores=max(0.1, num_cores() - window.others)),),
+        machine=(Machine(roles="*", cores=max(0.1, num_cores() - window.others), crowding=exchange.crowding),),
         compute=tables,
     )
 
@@ -111,10 +112,12 @@ class Exchange:
     Attributes:
         meeting: seconds of a mean of two members, beyond their own work.
         payload: seconds that one more payload among a call's arguments adds to it.
+        crowding: how many times as long two take for the same work at once as one alone.
     """
 
     meeting: float = 0.0
     payload: float = 0.0
+    crowding: float = 1.0
 
 
 class Prober:
@@ -127,6 +130,15 @@ class Prober:
     def take(self, *values: object) -> Receipt:
         """Answer."""
         return Receipt()
+
+    def work(self) -> Receipt:
+        """Some milliseconds of small matrices; how long they took."""
+        generator = torch.Generator().manual_seed(0)
+        batch, weights = (torch.rand(shape, generator=generator) for shape in ((128, 64), (64, 64)))
+        began = time.perf_counter()
+        for _ in range(WORK_PRODUCTS):
+            torch.relu(batch @ weights).sum()
+        return Receipt(metrics={"seconds": time.perf_counter() - began})
 
     def meet(self, number: int, size: int, seconds: float) -> Generator[torch.Tensor, None, Receipt]:
         """Average `number` times a tensor of `size`, each time after `seconds` of work."""
@@ -157,9 +169,14 @@ def measure_exchange(config: RunConfig, size: int, folder: Path) -> Exchange:
         few = statistics.median(_meet(engine, group, FEW_MEANS, size) for _ in range(5))
         many = statistics.median(_meet(engine, group, NUM_MEANS + FEW_MEANS, size) for _ in range(5))
         one, several = (_taking(engine, group, size, number) for number in (1, NUM_PAYLOADS))
+        alone, both = (statistics.median(_working(engine, group[:number])) for number in (1, 2))
     finally:
         engine.close()
-    return Exchange(max(0.0, (many - few) / NUM_MEANS - WORK_SECONDS), max(0.0, (several - one) / (NUM_PAYLOADS - 1)))
+    return Exchange(
+        meeting=max(0.0, (many - few) / NUM_MEANS - WORK_SECONDS),
+        payload=max(0.0, (several - one) / (NUM_PAYLOADS - 1)),
+        crowding=max(1.0, both / alone),
+    )
 
 
 def num_cores() -> int:
@@ -206,6 +223,16 @@ def _meet(engine: Engine, group: Sequence[RoleRef], number: int, size: int) -> f
     began = time.perf_counter()
     _gather(engine, engine.all_reduce(group, "meet", [(number, size, WORK_SECONDS)] * len(group)))
     return time.perf_counter() - began
+
+
+def _working(engine: Engine, group: Sequence[RoleRef]) -> list[float]:
+    """Seconds of the same work, at all of them at once, again and again."""
+    laps = []
+    for _ in range(NUM_WORKINGS):
+        futures = [engine.submit(role, "work") for role in group]
+        _gather(engine, futures)
+        laps += [engine.result(future).metrics["seconds"] for future in futures]
+    return laps
 
 
 def _taking(engine: Engine, group: Sequence[RoleRef], size: int, number: int) -> float:

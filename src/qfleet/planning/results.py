@@ -15,10 +15,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from qfleet.errors import UsageError
 from qfleet.planning.cluster import Origin
 from qfleet.planning.grid import Cell
 from qfleet.planning.learning import Learned, LearnedRun
-from qfleet.planning.prices import Cost, Fleet, MachineType, Prices, cost_of, fleet_of
+from qfleet.planning.prices import Cost, Fleet, MachineType, Needs, Prices, cost_of, fleet_of
 from qfleet.planning.saturation import NONE, WORKERS, Limit, limit_of
 from qfleet.planning.timing import Timing
 from qfleet.recipe import RunConfig
@@ -114,7 +115,6 @@ def make_rows(
     has_target: bool,
 ) -> list[Row]:
     """Rows from what was simulated; a string among `timings` is why it could not be."""
-    machine_type = prices.choose(machine)
     rows: list[Row] = []
     base: dict[str, float] = {}
     for cell in cells:
@@ -122,37 +122,45 @@ def make_rows(
         if isinstance(timing, str) or cell.config is None:
             rows.append(Row(*cell.key, why_not=cell.why_not or str(timing)))
             continue
+        try:
+            fleet = fleet_for(cell.config, timing, prices, machine)
+        except UsageError as error:
+            rows.append(Row(*cell.key, why_not=str(error)))
+            continue
         alone = base.setdefault(cell.label, timing.samples / cell.num_workers)
         speedup = timing.samples / alone
         own = [run for run in runs if run.key == cell.key]
         learned = Learned.of(own) if own else None
-        fleet = fleet_for(cell.config, timing, prices, machine_type.name)
         seconds = WORK / timing.env_steps
         if has_target:
             seconds = learned.seconds if learned is not None else math.inf
         cost = cost_of(fleet, seconds, prices.restart_seconds) if math.isfinite(seconds) else None
-        rows.append(
-            Row(
-                *cell.key,
-                timing=timing,
-                limit=limit_of(timing),
-                speedup=speedup,
-                efficiency=speedup / cell.num_workers,
-                fleet=fleet,
-                learned=learned,
-                cost=cost,
-            )
-        )
+        efficiency = speedup / cell.num_workers
+        rows.append(Row(*cell.key, None, timing, limit_of(timing), speedup, efficiency, fleet, learned, cost))
     front = pareto([row.cost for row in rows])
     return [dataclasses.replace(row, is_on_front=is_on) for row, is_on in zip(rows, front, strict=True)]
 
 
-def fleet_for(config: RunConfig, timing: Timing, prices: Prices, machine: str) -> Fleet:
-    """The machines of a configuration: the coordinator and whoever is no worker, then the workers."""
-    others = sum(share.number for kind, share in timing.shares.items() if kind not in WORKERS)
-    workers = sum(share.number for kind, share in timing.shares.items() if kind in WORKERS)
-    cpus = float(getattr(config.strategy, "worker_cpus", 1.0))
-    return fleet_of(prices.choose(machine), workers, others, cpus, waits_for_all(config))
+def fleet_for(config: RunConfig, timing: Timing, prices: Prices, machine: str | None) -> Fleet:
+    """The machines of a configuration: the coordinator and whoever is no worker, then the workers.
+
+    Raises:
+        UsageError: a role does not fit on a machine.
+    """
+    strategy = config.strategy
+
+    def number(name: str, default: float) -> float:
+        return float(getattr(strategy, name, default))
+
+    needs = Needs(
+        num_workers=sum(share.number for kind, share in timing.shares.items() if kind in WORKERS),
+        num_others=sum(share.number for kind, share in timing.shares.items() if kind not in WORKERS),
+        worker_cpus=number("worker_cpus", 1.0),
+        worker_gpus=number("worker_gpus", 0.0),
+        other_gpus=number("learner_gpus", 0.0) * number("num_learners", 1.0),
+        waits=waits_for_all(config),
+    )
+    return fleet_of(prices.choose(machine, needs.has_gpus), needs)
 
 
 def waits_for_all(config: RunConfig) -> bool:
