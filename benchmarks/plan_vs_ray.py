@@ -1,8 +1,8 @@
 """Does `qfleet plan` come true? Calibrate with 1 worker on ray, predict 2 workers, run 2 workers: strategy by strategy.
 
-In each round every strategy is measured with one worker, simulated with two on the same cores, and then really run
-with two, one right after the other. The simulation has seen nothing of the run that it predicts; what two ranks take
-for a mean is measured with two roles that do nothing else. Asked: updates/s within 20% for each strategy.
+In each round every strategy is run with one worker, with two, and with one again, so that a machine that gets slower or
+faster meanwhile does so for both; then two are simulated on the same cores. The simulation has seen nothing of the run
+that it predicts; what two ranks take for a mean is measured with two roles that do nothing else. Asked: updates/s within 20% for each strategy.
 
     python benchmarks/plan_vs_ray.py --rounds 3 --seconds 4 --out plan_vs_ray.md
 """
@@ -53,7 +53,9 @@ def one_round(grid: Grid, label: str, config: RunConfig, args: argparse.Namespac
     size = make_blueprint(alone, grid.spec, "cpu").build_network(trainable=False).num_parameters
     exchange = measure_exchange(alone, size, folder)
     bandwidth = measure_loopback().bandwidth
-    window = measure_window(alone, grid.spec, folder, args.seconds)
+    before = measure_window(alone, grid.spec, folder, args.seconds)
+    real = metered_run(together, grid.spec, folder, args.seconds)
+    window = before + measure_window(alone, grid.spec, folder, args.seconds)
     file, latency, part = fit(
         of_size(config, 1),
         grid.spec,
@@ -61,11 +63,11 @@ def one_round(grid: Grid, label: str, config: RunConfig, args: argparse.Namespac
         lambda latency, part: local_cluster(inline, window, latency, part, bandwidth, exchange),
     )
     predicted = timed_on(config, grid.spec, file)
-    real = metered_run(together, grid.spec, folder, args.seconds)
     measured = real.num_updates / real.seconds
     return {
         "label": label,
         "one": window.num_updates / window.seconds,
+        "drift": before.num_updates / before.seconds / (window.num_updates / window.seconds) - 1.0,
         "predicted": predicted,
         "measured": measured,
         "error": predicted / measured - 1.0,

@@ -90,6 +90,17 @@ class Window:
     coordinator_cpu: float
     machine_cpu: float
 
+    def __add__(self, other: Window) -> Window:
+        """Two windows of one configuration as one."""
+        return Window(
+            [*self.calls, *other.calls],
+            self.seconds + other.seconds,
+            self.num_updates + other.num_updates,
+            self.num_env_steps + other.num_env_steps,
+            self.coordinator_cpu + other.coordinator_cpu,
+            self.machine_cpu + other.machine_cpu,
+        )
+
     @property
     def others(self) -> float:
         """Cores that were busy with what is neither a role nor the coordinator; 0 where nothing tells."""
