@@ -1,8 +1,9 @@
 """Does `qfleet plan` come true? Calibrate with 1 worker on ray, predict 2 workers, run 2 workers: strategy by strategy.
 
-In each round every strategy is run with one worker, with two, and with one again, so that a machine that gets slower or
-faster meanwhile does so for both; then two are simulated on the same cores. The simulation has seen nothing of the run
-that it predicts; what two ranks take for a mean is measured with two roles that do nothing else. Asked: updates/s within 20% for each strategy.
+In each round every strategy is run with one worker, with two, and with one again, so that a machine that gets slower
+or faster meanwhile does so for both; then two are simulated on the same cores. The simulation has seen nothing of the
+run that it predicts; what two ranks take for a mean is measured with two roles that do nothing else.
+Asked: updates/s within 20% for each strategy.
 
     python benchmarks/plan_vs_ray.py --rounds 3 --seconds 4 --out plan_vs_ray.md
 """
