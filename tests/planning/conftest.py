@@ -34,11 +34,18 @@ Time = Callable[..., Timing]
 def timed(tmp_path: Path) -> Time:
     """timed("all_reduce", 8, compute=[...tables]): one cell on a cluster where all else is free."""
 
-    def run(label: str, num_workers: int, compute: list[dict[str, Any]], num_calls: int = 40, **tables: Any) -> Timing:
+    def run(
+        label: str,
+        num_workers: int,
+        compute: list[dict[str, Any]],
+        num_calls: int = 40,
+        changes: dict[str, Any] | None = None,
+        **tables: Any,
+    ) -> Timing:
         path = tmp_path / "cluster.toml"
         body = {"network": FREE, **tables, "compute": [*compute, {"seconds": 0.0}]}
         path.write_text(tomli_w.dumps(body))
-        grid = make_grid(Request(ENV, label, str(num_workers), recipe="vector", overrides=PACED))
+        grid = make_grid(Request(ENV, label, str(num_workers), recipe="vector", overrides={**PACED, **(changes or {})}))
         (cell,) = grid.cells
         assert cell.config is not None, cell.why_not
         return simulate(change_config(cell.config, [("engine.cluster", str(path))]), grid.spec, num_calls)

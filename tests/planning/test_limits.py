@@ -108,3 +108,12 @@ def test_a_narrow_port_is_named(timed: Time) -> None:
     # A pull and a push of some thousand bytes each through the server's port of 1 kB/s, and gradients in no time.
     timing = timed("parameter_server:wait=async", 4, [], network={"latency": 0.0, "bandwidth": 1e3})
     assert limit_of(timing).name == "server bandwidth"
+
+
+def test_env_steps_keep_to_the_pace_however_many_workers(timed: Time) -> None:
+    # 8 samples an insert: the batch that each of 64 workers begins with allows 8 updates before its next collect call,
+    # as many as the window has, and they must be over before it opens. Then an update of 16 samples takes 2 env steps.
+    compute = [{"method": "gradient", "distribution": "shifted_exponential", "shift": 0.0, "scale": 1.0}]
+    changes = {"replay.samples_per_insert": 8.0}
+    timing = timed("parameter_server:wait=async", 64, compute, changes=changes, num_calls=16)
+    assert timing.env_steps == pytest.approx(2.0 * timing.updates, rel=0.25)

@@ -191,7 +191,8 @@ def table_of(result: PlanResult, names: tuple[str, ...], title: str) -> Table:
 
     shown = Table(box=box.SIMPLE_HEAD, show_edge=False, title=title or None, title_justify="left", title_style="bold")
     shown.min_width = len(title)
-    shown.add_column("")
+    longest = max((len(part) for label in result.strategies() for part in split_label(label).split("\n")), default=0)
+    shown.add_column("", no_wrap=True, min_width=longest)
     shown.add_column("workers", justify="right")
     columns = heads(names, result)
     for name in columns:

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
 
+from qfleet.config import ReplayConfig
 from qfleet.engines.base import Engine
 from qfleet.errors import QfleetError
 from qfleet.experiment import load_engine
+from qfleet.ops.pacing import measured_samples_per_insert
 from qfleet.placement.cluster_file import ClusterFile
 from qfleet.placement.virtual_calls import Usage
 from qfleet.placement.virtual_network import COORDINATOR
@@ -28,6 +30,7 @@ from qfleet.types import EnvSpec
 
 CALLS_PER_ROLE = 40
 MIN_CALLS, MAX_CALLS = 3_000, 200_000
+PACED = 0.9  # of samples_per_insert, from where on a run is taken to run evenly
 
 
 class SimulatedEngine(Engine, Protocol):
@@ -100,6 +103,7 @@ def simulate(config: RunConfig, spec: EnvSpec, calls_per_role: int = CALLS_PER_R
         window.take(first)
         _until_update(events, window, 2, num_calls * 10)
         _until_update(events, window, window.num_updates + 1, num_calls * 10, engine.num_calls + num_calls // 4)
+        _until_paced(events, window, config.pace, 4 * num_calls)
         window.begin()
         _until_update(events, window, window.num_updates + 1, num_calls * 20, engine.num_calls + num_calls)
         return window.timing()
@@ -117,6 +121,17 @@ def _until_update(events: Iterator[Event], window: _Window, num_updates: int, li
             return
         if window.engine.num_calls > last:
             raise QfleetError(f"no update in {limit:,} calls: no timing")
+
+
+def _until_paced(events: Iterator[Event], window: _Window, pace: ReplayConfig, limit: int) -> None:
+    """Go on until the updates that the first transitions allow are made: till then there are too few collect calls."""
+    counters, last = window.counters, window.engine.num_calls + limit
+    for event in events:
+        window.take(event)
+        ratio = measured_samples_per_insert(counters.num_inserted, counters.num_samples, pace.min_transitions)
+        is_paced = ratio >= PACED * pace.samples_per_insert or window.engine.num_calls > last
+        if is_paced and isinstance(event, Update):
+            return
 
 
 class _Window:
