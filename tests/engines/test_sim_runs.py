@@ -20,6 +20,7 @@ from qfleet.placement.cluster_file import (
     Compute,
     Fault,
     Link,
+    Machine,
     Network,
     Slowdown,
     parse_cluster,
@@ -227,8 +228,9 @@ def test_the_documented_file_is_right_and_names_every_field() -> None:
     text = (Path(__file__).parents[2] / "docs" / "simulation.md").read_text("utf-8")
     block = text.split("```toml\n")[1].split("```")[0]
     cluster = parse_cluster(tomllib.loads(block))
-    assert [len(tables) for tables in (cluster.link, cluster.compute, cluster.slowdown, cluster.fault)] == [1, 5, 1, 2]
-    for section in (Cluster, Network, Link, Compute, Slowdown, Fault):
+    tables = (cluster.link, cluster.machine, cluster.compute, cluster.slowdown, cluster.fault)
+    assert [len(one) for one in tables] == [1, 1, 6, 1, 2]
+    for section in (Cluster, Network, Link, Machine, Compute, Slowdown, Fault):
         for name in section.model_fields:
             assert f"{name} =" in block or f"`{name}`" in text, f"{section.__name__}.{name}"
     for kind in FAULT_FIELDS:

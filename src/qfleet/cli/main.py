@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from qfleet.cli import attach, compare, doctor, evaluate, export, recipes, report, scale, serve, train
+from qfleet.cli import attach, compare, doctor, evaluate, export, plan, recipes, report, scale, serve, train
 from qfleet.cli.console import DebugOption, Group, examples
 from qfleet.version import __version__
 
@@ -56,6 +56,7 @@ export.add_to(app)
 serve.add_to(app)
 compare.add_to(app)
 report.add_to(app)
+plan.add_to(app)
 recipes.add_to(app)
 doctor.add_to(app)
 

@@ -138,12 +138,12 @@ def make_plan(request: Request, out: Path) -> Plan:
     algos = ["" if request.algos is None else name for name in _split(request.algos or "dqn", "--algos", "dqn,c51")]
     _check_overrides(request.overrides, [name for name, _ in choices])
     _check_workers(request.num_workers, [name for name, _ in choices])
-    env_id, recipe = _starting_point(request)
+    env_id, recipe = starting_point(request)
     variants: list[Variant] = []
     spec, budget = None, None
     for algo in algos:
         for strategy, settings in choices:
-            config = _configure(request, env_id, recipe, algo, strategy, settings)
+            config = configure(request, env_id, recipe, algo, strategy, settings)
             budget = budget or _budget_of(request, config)
             label = ":".join([strategy, *(f"{key}={value}" for key, value in settings.items())])
             label = f"{algo} x {label}" if len(algos) > 1 else label
@@ -215,7 +215,7 @@ def parse_budget(text: str) -> Budget:
     return Budget(kind, value)
 
 
-def _starting_point(request: Request) -> tuple[str, Recipe]:
+def starting_point(request: Request) -> tuple[str, Recipe]:
     """The environment's id, and the recipe to start from."""
     named = next((one for one in list_recipes() if one.name == request.env and one.env_id), None)
     if request.recipe is None and named is not None:
@@ -223,7 +223,7 @@ def _starting_point(request: Request) -> tuple[str, Recipe]:
     return request.env, choose_recipe(request.env, request.recipe, list(request.overrides.items()))
 
 
-def _configure(
+def configure(
     request: Request, env_id: str, recipe: Recipe, algo: str, strategy: str, settings: dict[str, object]
 ) -> RunConfig:
     """A variant's configuration but for its budget: what `qfleet train` would make of the same options.

@@ -29,8 +29,9 @@ from qfleet.placement.fault_schedule import ArmedFaults, FaultSchedule
 from qfleet.placement.in_process import Call, Group, twin_of
 from qfleet.placement.virtual_calls import Home, Usage, Value, VirtualCall, Way, payloads_among
 from qfleet.placement.virtual_clock import VirtualClock
+from qfleet.placement.virtual_cores import VirtualCores
 from qfleet.placement.virtual_machines import VirtualMachines
-from qfleet.placement.virtual_network import VirtualNetwork
+from qfleet.placement.virtual_network import COORDINATOR, VirtualNetwork
 from qfleet.placement.virtual_rings import Rings, member_calls
 from qfleet.placement.virtual_trips import Trips
 from qfleet.placement.virtual_watch import Watch
@@ -81,9 +82,10 @@ class Engine(inline.Engine):
         self.clock = VirtualClock()
         self.costs = CostModel(self.file, seed)
         self.network = VirtualNetwork(self.file, self.clock.at)
+        self._cores = VirtualCores(self.file.machine, self.clock) if self.file.machine else None
         armed = ArmedFaults(self._note)
-        self._rings = Rings(self.clock, self.network)
-        self._trips = Trips(self.clock, self.network, self.log, armed, self._arrive, self._die)
+        self._rings = Rings(self.clock, self.network, self._cores, self._met)
+        self._trips = Trips(self.clock, self.network, self._cores, self.log, armed, self._arrive, self._die)
         self.machines = VirtualMachines(
             self.file, self.clock, self.network, self.log, config.placement_timeout, self._die, self._trips.start
         )
@@ -132,8 +134,12 @@ class Engine(inline.Engine):
                 return None
         moment, future = way.done.popleft()
         way.num_open -= 1
-        clock.time = now = max(now, moment) + self._coordinator_seconds
-        clock.run(now)  # what happens meanwhile
+        now = max(now, moment)
+        if self._cores is not None:
+            self._cores.spend(now, COORDINATOR, self._coordinator_seconds)
+        else:
+            clock.run(now + self._coordinator_seconds)  # what happens meanwhile
+            clock.time = now + self._coordinator_seconds
         return future
 
     def payload(self, future: Future) -> object:
@@ -153,6 +159,8 @@ class Engine(inline.Engine):
         for call in home.open:
             call.is_over = True
             call.way.num_open -= 1
+        if self._cores is not None:
+            self._cores.drop(self.clock.time, role.name)
         super().stop(role)
         self.machines.leave(role.name)
         self._note("stop", role.name)
@@ -220,8 +228,9 @@ class Engine(inline.Engine):
     def usage(self) -> dict[str, Usage]:
         """What each role that is here has done so far."""
         return {
-            name: Usage(home.busy_seconds, home.num_calls, self.network.port(name).num_bytes_out)
+            name: Usage(home.busy_seconds, home.num_calls, port.num_bytes_out, port.num_bytes_in)
             for name, home in self._homes.items()
+            for port in [self.network.port(name)]
         }
 
     # Calls
@@ -276,7 +285,7 @@ class Engine(inline.Engine):
         """All members are here, or have the last mean: each one's next step, and then the ring."""
         tensors = self._advance(group)
         if tensors:
-            self.clock.at(self._rings.end(group, tensors), self._met, group, tensors)
+            self._rings.begin(group, tensors)
 
     def _met(self, time: float, group: Group, tensors: list[torch.Tensor]) -> None:
         if group not in self._groups:
@@ -300,6 +309,8 @@ class Engine(inline.Engine):
         self._note("die", home.name, {"cause": cause})
         known.die()
         home.death, home.frozen_until = cause, 0.0
+        if self._cores is not None:
+            self._cores.drop(time, home.name)
         for call in self._drop(home.name):
             assert isinstance(call, VirtualCall)
             is_by_caller = cause in ("killed", "preempted", "timeout", "no room")

@@ -69,6 +69,7 @@ class Compute(Section):
         role, method: patterns.
         device: "gpu" for roles that ask for one, "cpu" for the others.
         per: what one draw is of: a call, or each env step, update or sample that the call's receipt counts.
+        payload_seconds: beyond that, for each payload among the call's arguments: a server's merge of N pushes.
         distribution: which numbers below are read, see NUMBERS.
         seconds: the mean, for constant and lognormal.
         sigma: of the logarithm, for lognormal.
@@ -81,6 +82,7 @@ class Compute(Section):
     method: str = "*"
     device: Literal["any", "cpu", "gpu"] = "any"
     per: Literal["call", "env_step", "update", "sample"] = "call"
+    payload_seconds: NonNegativeFloat = 0.0
     distribution: Distribution = "constant"
     seconds: NonNegativeFloat | None = None
     sigma: NonNegativeFloat | None = None
@@ -114,6 +116,21 @@ class Link(Section):
     between: tuple[str, str]
     latency: NonNegativeFloat | None = None
     bandwidth: PositiveFloat | None = None
+
+
+class Machine(Section):
+    """Roles that share cores; the first table that matches counts, and who matches none has cores of its own.
+
+    Attributes:
+        roles: pattern; "coordinator" is a name too.
+        cores: each busy role gets one, or an equal part where more are busy than there are cores.
+        crowding: how many times as long work takes while all cores are busy, against one busy core: what cores share,
+            such as two threads of one physical core. In between it grows with each busy core.
+    """
+
+    roles: str = "*"
+    cores: PositiveFloat
+    crowding: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
 
 
 class Slowdown(Section):
@@ -202,12 +219,19 @@ class ClusterFile(Section):
     network: Network = Network()
     speed: dict[str, PositiveFloat] = Field(default_factory=dict)
     link: tuple[Link, ...] = ()
+    machine: tuple[Machine, ...] = ()
     compute: tuple[Compute, ...] = ()
     slowdown: tuple[Slowdown, ...] = ()
     fault: tuple[Fault, ...] = ()
 
 
-ARRAYS: dict[str, type[Section]] = {"link": Link, "compute": Compute, "slowdown": Slowdown, "fault": Fault}
+ARRAYS: dict[str, type[Section]] = {
+    "link": Link,
+    "machine": Machine,
+    "compute": Compute,
+    "slowdown": Slowdown,
+    "fault": Fault,
+}
 TABLES: dict[str, type[Section]] = {"cluster": Cluster, "network": Network}
 SectionType = TypeVar("SectionType", bound=Section)
 

@@ -94,18 +94,21 @@ class RoleCosts:
             seconds = self._draw(self._table(method)) * self._inverse_speed
         return seconds * self.model.slowdown(self.name, time) if self._may_be_slow else seconds
 
-    def seconds(self, method: str, time: float, receipt: Receipt | None) -> float:
+    def seconds(self, method: str, time: float, receipt: Receipt | None, num_payloads: int = 0) -> float:
         """Seconds of a whole call, by what its receipt counts; of a call that failed, one unit."""
         table = self._tables.get(method) or self._table(method)
         per = table.per
-        if per == "call" or receipt is None:
-            return self.draw(method, time)
-        number = {
-            "env_step": receipt.num_env_steps,
-            "update": receipt.num_updates,
-            "sample": receipt.num_samples,
-        }[per]
-        return self.draw(method, time) * number
+        seconds = self.draw(method, time)
+        if per != "call" and receipt is not None:
+            seconds *= {
+                "env_step": receipt.num_env_steps,
+                "update": receipt.num_updates,
+                "sample": receipt.num_samples,
+            }[per]
+        if num_payloads and table.payload_seconds:
+            further = num_payloads * table.payload_seconds * self._inverse_speed
+            seconds += further * self.model.slowdown(self.name, time)
+        return seconds
 
     def state(self) -> object:
         """JSON values; None where nothing is drawn."""

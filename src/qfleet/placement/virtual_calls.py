@@ -206,11 +206,12 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a role has done: seconds at work, calls, and bytes that have left its port."""
+    """What a role has done: seconds at work, calls, and bytes that have left its port and come in through it."""
 
     busy_seconds: float
     num_calls: int
     num_bytes_out: int
+    num_bytes_in: int = 0
 
 
 def payloads_among(role: RoleRef, method: str, args: Sequence[object]) -> list[Need]:

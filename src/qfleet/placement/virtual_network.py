@@ -29,6 +29,7 @@ class Port:
     out_free: float = 0.0
     in_free: float = 0.0
     num_bytes_out: int = 0
+    num_bytes_in: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,7 @@ class VirtualNetwork:
         start = max(time, port.out_free)
         port.out_free = start + seconds
         port.num_bytes_out += num_bytes
+        self.port(target).num_bytes_in += num_bytes
         self.at(self.passes_at(source, target, start) + latency, self._come_in, target, seconds, deliver, args)
 
     def ring_seconds(self, names: Sequence[str], num_bytes: int) -> float:

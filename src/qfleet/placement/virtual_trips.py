@@ -17,6 +17,7 @@ from qfleet.placement.fault_schedule import ArmedFaults
 from qfleet.placement.in_process import Group
 from qfleet.placement.virtual_calls import Home, Transfers, Value, VirtualCall
 from qfleet.placement.virtual_clock import VirtualClock
+from qfleet.placement.virtual_cores import VirtualCores
 from qfleet.placement.virtual_network import COORDINATOR, VirtualNetwork
 
 
@@ -25,6 +26,7 @@ class Trips:
 
     Args:
         clock, network, log: the cluster's.
+        cores: those that roles share; None where each has its own.
         armed: faults that strike messages.
         arrive: takes a group's member whose turn has come.
         die: ends a role's life: when, whose, the cause, and what to say beyond that.
@@ -34,6 +36,7 @@ class Trips:
         self,
         clock: VirtualClock,
         network: VirtualNetwork,
+        cores: VirtualCores | None,
         log: EventLog,
         armed: ArmedFaults,
         arrive: Callable[[VirtualCall, Group], None],
@@ -42,6 +45,7 @@ class Trips:
         self._clock = clock
         self._at = clock.at
         self._network = network
+        self._cores = cores
         self._log = log if log.is_on else None
         self._armed = armed
         self._arrive = arrive
@@ -94,11 +98,19 @@ class Trips:
             first = (call.receipt, call.payload, call.error)
             carry_out(call)
             call.receipt, call.payload, call.error = first  # the answer that comes first is the one that counts
-        call.busy = home.costs.seconds(method, time, call.receipt)
+        call.busy = home.costs.seconds(method, time, call.receipt, len(call.needs))
         if home.slowed:
             call.busy *= home.slowness(time)
         call.ends = time + call.busy
-        self._at(call.ends, self._end, call)
+        if self._cores is None:
+            self._at(call.ends, self._end, call)
+        else:
+            self._cores.work(time, home.name, call.busy, self._worked, call)
+
+    def _worked(self, time: float, call: VirtualCall) -> None:
+        """The call's work on cores that may be shared is done; what its role stood frozen meanwhile comes after it."""
+        call.ends = time + (call.ends - (call.began + call.busy))
+        self._end(time, call)
 
     def _end(self, time: float, call: VirtualCall) -> None:
         """The call's time is over, unless its role died or was frozen meanwhile."""
