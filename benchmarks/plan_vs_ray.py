@@ -31,7 +31,7 @@ from qfleet.planning.processes import (
     with_overhead,
 )
 from qfleet.policy import make_blueprint
-from qfleet.recipe import RunConfig, change_config
+from qfleet.run_config import RunConfig, change_config
 
 STRATEGIES = (
     "parameter_server:wait=sync",
@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], help="override for every run, name=value")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    from qfleet.recipe import parse_override
+    from qfleet.run_config import parse_override
 
     overrides = dict(parse_override(text) for text in args.set)
     rows: list[dict[str, object]] = []

@@ -67,8 +67,8 @@ def test_killed_again_and_again(drive: Drive, saving: dict[str, Any], whole: dic
     first = whole["points"].index("Rollout") + 40
     assert drive(run_dir, saving, kill_at=first)["status"] == SIGKILLED
     num_kills = 1
-    for _ in range(30):
-        answer = drive(run_dir, kill_at=int(generator.integers(30, 90)))
+    for _ in range(60):
+        answer = drive(run_dir, kill_at=int(generator.integers(40, 120)))
         num_kills += answer["status"] == SIGKILLED
         if answer["status"] == 0:
             break

@@ -11,7 +11,7 @@ import tomli_w
 
 from qfleet.planning.grid import Request, make_grid
 from qfleet.planning.timing import Timing, simulate
-from qfleet.recipe import change_config
+from qfleet.run_config import change_config
 
 ENV = "qfleet/Identity-v0"
 FREE = {"latency": 0.0, "bandwidth": 1e30}

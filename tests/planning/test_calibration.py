@@ -23,7 +23,7 @@ from qfleet.planning.metering import Metered, MeteredEngine, Metering
 from qfleet.planning.network import Transport, measure_loopback
 from qfleet.planning.past_run import costs_of_run
 from qfleet.planning.processes import fit, with_overhead
-from qfleet.recipe import change_config
+from qfleet.run_config import change_config
 from qfleet.types import Receipt, Reply
 
 MakeExperiment = Callable[..., Experiment]

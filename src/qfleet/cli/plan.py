@@ -96,7 +96,7 @@ def plan(
     from qfleet.planning.planner import plan as make_plan
     from qfleet.planning.prices import read_prices
     from qfleet.planning.sources import Sources, find_costs, read_file
-    from qfleet.recipe import parse_override
+    from qfleet.run_config import parse_override
 
     console = Output(as_json, quiet)
     if learn is not None and target_return is None:

@@ -27,8 +27,9 @@ from qfleet.errors import QfleetError
 from qfleet.placement.cluster_file import Compute
 from qfleet.placement.cost_model import DEFAULTS
 from qfleet.planning.metering import MeteredEngine, Metering
+from qfleet.plugins import load_plugin
 from qfleet.policy import make_blueprint
-from qfleet.recipe import RunConfig, change_config, load_plugin
+from qfleet.run_config import RunConfig, change_config
 from qfleet.strategies.base import Control
 from qfleet.types import EnvSpec, Receipt
 

@@ -16,8 +16,9 @@ from qfleet.comparison.plan import Request as Choices
 from qfleet.comparison.plan import configure, parse_strategies, starting_point
 from qfleet.errors import ConfigError, UsageError
 from qfleet.experiment import Experiment
+from qfleet.plugins import list_plugins, load_plugin
 from qfleet.policy import make_blueprint
-from qfleet.recipe import RunConfig, change_config, check_fit, list_plugins, load_plugin
+from qfleet.run_config import RunConfig, change_config, check_fit
 from qfleet.types import EnvSpec
 
 MAX_WORKERS = 100_000

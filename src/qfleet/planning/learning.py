@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from qfleet.errors import QfleetError
 from qfleet.experiment import Experiment
 from qfleet.planning.grid import Cell
-from qfleet.recipe import RunConfig, change_config
+from qfleet.run_config import RunConfig, change_config
 
 NEVER = 10**12
 

@@ -22,7 +22,7 @@ from qfleet.planning.learning import LearnedRun, learn
 from qfleet.planning.prices import Prices
 from qfleet.planning.results import PlanResult, first_limits, make_rows, recommend
 from qfleet.planning.timing import Timing, simulate
-from qfleet.recipe import change_config
+from qfleet.run_config import change_config
 
 MAX_LEARNED = 16  # workers of the largest size that is learned unless asked for
 Say = Callable[[str], None]

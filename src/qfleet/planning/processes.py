@@ -29,7 +29,8 @@ from qfleet.planning.calibration import Measured, Window, costs_of, metered_run
 from qfleet.planning.cluster import PlannedCluster
 from qfleet.planning.metering import Metering
 from qfleet.planning.timing import simulate
-from qfleet.recipe import RunConfig, change_config, load_plugin
+from qfleet.plugins import load_plugin
+from qfleet.run_config import RunConfig, change_config
 from qfleet.types import EnvSpec, Receipt, Reply
 
 NUM_HALVINGS = 9

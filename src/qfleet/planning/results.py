@@ -22,7 +22,7 @@ from qfleet.planning.learning import Learned, LearnedRun
 from qfleet.planning.prices import Cost, Fleet, MachineType, Needs, Prices, cost_of, fleet_of
 from qfleet.planning.saturation import NONE, WORKERS, Limit, limit_of
 from qfleet.planning.timing import Timing
-from qfleet.recipe import RunConfig
+from qfleet.run_config import RunConfig
 from qfleet.version import __version__
 
 FORMAT = 1

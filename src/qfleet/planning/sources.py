@@ -17,8 +17,9 @@ from qfleet.planning.grid import Grid, of_size
 from qfleet.planning.network import Transport, measure_loopback
 from qfleet.planning.past_run import costs_of_run
 from qfleet.planning.processes import fit, local_cluster, measure_exchange, measure_window
+from qfleet.plugins import load_plugin
 from qfleet.policy import make_blueprint
-from qfleet.recipe import change_config, load_plugin
+from qfleet.run_config import change_config
 
 Say = Callable[[str], None]
 WINDOW_SECONDS = 3.0

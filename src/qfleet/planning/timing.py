@@ -23,8 +23,9 @@ from qfleet.placement.cluster_file import ClusterFile
 from qfleet.placement.virtual_calls import Usage
 from qfleet.placement.virtual_network import COORDINATOR
 from qfleet.planning.calibration import kind_of
+from qfleet.plugins import load_plugin
 from qfleet.policy import make_blueprint
-from qfleet.recipe import RunConfig, load_plugin
+from qfleet.run_config import RunConfig
 from qfleet.strategies.base import Control, Event, Gradient, Rollout, Update
 from qfleet.types import EnvSpec
 
