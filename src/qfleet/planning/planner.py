@@ -85,6 +85,7 @@ def plan(
                 say(run_line(run))
     rows = make_rows(grid.cells, timings, runs, prices, machine, learning is not None)
     target = None if learning is None else learning.target
+    chosen = prices.choose(machine)
     return PlanResult(
         env=grid.env,
         command=command,
@@ -97,7 +98,8 @@ def plan(
             "date": prices.date.isoformat(),
             "source": prices.source,
             "currency": prices.currency,
-            **prices.choose(machine).model_dump(),
+            **chosen.model_dump(),
+            "region": chosen.region or "any region",
         },
         machine=describe_machine(),
         recommendation=recommend(rows, target),
