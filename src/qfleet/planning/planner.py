@@ -85,7 +85,6 @@ def plan(
                 say(run_line(run))
     rows = make_rows(grid.cells, timings, runs, prices, machine, learning is not None)
     target = None if learning is None else learning.target
-    chosen = prices.choose(machine)
     return PlanResult(
         env=grid.env,
         command=command,
@@ -94,16 +93,27 @@ def plan(
         runs=runs,
         saturates=first_limits(rows),
         origins=cluster.origins,
-        prices={
-            "date": prices.date.isoformat(),
-            "source": prices.source,
-            "currency": prices.currency,
-            **chosen.model_dump(),
-            "region": chosen.region or "any region",
-        },
+        prices=_describe_prices(prices, machine),
         machine=describe_machine(),
         recommendation=recommend(rows, target),
     )
+
+
+def _describe_prices(prices: Prices, machine: str | None) -> dict[str, object]:
+    """What the chosen machine costs, where, and how old and whose the numbers are."""
+    chosen = prices.choose(machine)
+    return {
+        "date": prices.date.isoformat(),
+        "source": prices.source,
+        "currency": prices.currency,
+        "name": chosen.name,
+        "region": chosen.region or "any region",
+        "cores": chosen.cores,
+        "gpus": chosen.gpus,
+        "on_demand": chosen.on_demand,
+        "spot": chosen.spot,
+        "preemptions_per_hour": chosen.preemptions_per_hour,
+    }
 
 
 def run_line(run: LearnedRun) -> str:
