@@ -75,7 +75,7 @@ def play(seed: int, only: str | None = None) -> Outcome:
         numbers = {"merges": ledger.num_merges, "encoded": ledger.num_encoded, "keys": ledger.num_inserts}
         if saved is not None:
             with watching(again):
-                numbers["versions compared"] = resume(plan, course, saved, folder / "checkpoints", again)
+                numbers |= resume(plan, course, saved, folder / "checkpoints", again)
         numbers["updates"] = course.control.counters.num_updates
         return Outcome(plan.name, end, numbers | course.control.tallies, dict(course.struck))
     finally:
@@ -128,13 +128,13 @@ def endure(plan: Plan, course: Course) -> tuple[str, Checkpoint | None]:
         raise
 
 
-def resume(plan: Plan, course: Course, saved: Checkpoint, folder: Path, ledger: Ledger) -> int:
+def resume(plan: Plan, course: Course, saved: Checkpoint, folder: Path, ledger: Ledger) -> dict[str, int]:
     """The last checkpoint goes on; as the run itself did, where that does not depend on who comes first.
 
     Up to the first death in either of them: time goes by anew, so that a call may be too slow in one of them alone.
 
     Returns:
-        how many versions of both were compared.
+        how many versions of both were compared, and whether a call that was too slow ended the resumed run.
     """
     resumed = Course(plan, folder, ledger, saved, with_faults=False)
     try:
@@ -144,11 +144,13 @@ def resume(plan: Plan, course: Course, saved: Checkpoint, folder: Path, ledger: 
         check(not others, f"the resumed run has other parameters from version {others[:1]} on")
         has_died = course.is_alone or resumed.is_alone or plan.name == "serial"
         check(bool(both) or has_died or not plan.is_ordered, "no version is of both")
-        return len(both)
-    except RoleDied:
-        if plan.name != "serial":  # which a call that is too slow ends at any time
+        return {"versions compared": len(both)}
+    except RoleDied as error:
+        # A drawn cost has no bound, so that a call may be too slow without a fault. It ends a serial run at any time,
+        # and any other before its first event, when nothing has begun that could be mended.
+        if error.cause != "timeout" or (resumed.num_events and plan.name != "serial"):
             raise
-        return 0
+        return {"resumes too slow": 1}
     finally:
         resumed.engine.close()
 
