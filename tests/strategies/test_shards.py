@@ -20,7 +20,7 @@ from qfleet.replay.buffer import PRIORITY_EPSILON
 from qfleet.roles.blueprint import Blueprint
 from qfleet.roles.replay_shard import Insertion
 from qfleet.roles.sample_learner import join_draws
-from qfleet.strategies.base import Control
+from qfleet.strategies.base import Control, RoleRestarted
 from qfleet.strategies.base.config import FleetConfig
 from qfleet.strategies.base.shards import Collected, Order, ShardGroup
 from qfleet.strategies.base.supervisor import Supervisor
@@ -166,6 +166,38 @@ def test_an_insertion_goes_to_the_next_living_shard() -> None:
     assert outcomes.count(collected) == 1
     assert rig.group.sizes.sum() == 2, "it is in, though the shard it was sent to had died"
     assert rig.control.tallies == {"restarts.killed": 1, "transitions_lost": 0}
+
+
+def test_an_acknowledgement_that_comes_after_the_news_of_a_death_is_worth_nothing() -> None:
+    # A shard stored four, then died; the news of the death, by a later call, came before the answer. The four counted
+    # as inserted, and were neither in a replay nor counted as lost.
+    rig = Rig(blueprint(100), 1)
+    sent = []
+    for first, num in ((0, 4), (4, 3)):
+        made = rig.engine.submit(rig.maker, "make", Insertion(rows(first, num), np.ones(num), 0))
+        assert rig.engine.wait() is made
+        sent.append(Collected("maker", made, Receipt(), num))
+    rig.group.insert(sent[0])
+    late = rig.engine.wait()
+    assert late is not None
+    assert rig.engine.result(late).num_inserted == 4
+    rig.group.insert(sent[1])
+    rig.engine.kill(rig.group.refs[0])
+    news = rig.engine.wait()
+    assert news is not None
+    assert [type(outcome) for outcome in rig.group.receive(news)] == [RoleRestarted]
+    assert list(rig.group.receive(late)) == []
+    assert not rig.group.is_idle, "they are on their way again"
+    assert list(rig.run()) == sent, "once each, in their order"
+    assert [collected.receipt.num_inserted for collected in sent] == [4, 3]
+    assert rig.group.sizes.tolist() == [7]
+    assert rig.control.tallies == {"restarts.killed": 1, "transitions_lost": 0}
+    (sample,) = rig.samples(1, 64)
+    assert set(sample.transitions.reward.astype(int)) == set(range(7))  # 64 draws, stratified over 7 alike
+    # All seven are this life's to lose.
+    rig.engine.kill(rig.group.refs[0])
+    rig.order(1)
+    assert rig.control.tallies["transitions_lost"] == 7
 
 
 @pytest.mark.parametrize("is_late", [False, True])

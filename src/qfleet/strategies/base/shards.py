@@ -196,13 +196,17 @@ class ShardGroup:
         if isinstance(outcome, Loss):
             yield from self._lost(job, outcome)
             return
-        if future.incarnation == self.engine.incarnation(future.role):
+        is_former = future.incarnation != self.engine.incarnation(future.role)
+        if not is_former:
             if job.kind == "restore":
                 self._reviving.discard(job.index)
                 self._hand_out()
             self._know(job.index, outcome)
         if job.kind == "insert":
             assert job.collected is not None
+            if is_former:  # overtaken by the news of that life's end: they are gone with it, and in no checkpoint
+                self._hand_on(job.collected)
+                return
             self._num_unsaved[job.index] += outcome.num_inserted
             job.collected.receipt.num_inserted = outcome.num_inserted
             seconds = job.collected.receipt.seconds
@@ -241,6 +245,11 @@ class ShardGroup:
             self._submit(_Job("insert", self._turn, collected), "insert", collected.future)
             self._turn = (self._turn + 1) % num_shards
 
+    def _hand_on(self, collected: Collected) -> None:
+        """Not acknowledged by a life that lasts, and still where it was made: the next shard's, before all others."""
+        self._held.appendleft(collected)
+        self._hand_out()
+
     def _know(self, index: int, receipt: Receipt) -> None:
         if index not in self._reviving:
             self.totals[index] = receipt.metrics["total_priority"]
@@ -260,9 +269,8 @@ class ShardGroup:
             if isinstance(loss.error, ValueLost):  # gone with the actor's machine
                 self.control.count("transitions_not_inserted", job.collected.num_transitions)
                 yield job.collected
-            else:  # not acknowledged, and still where it was made
-                self._held.appendleft(job.collected)
-                self._hand_out()
+            else:
+                self._hand_on(job.collected)
         elif job.kind == "sample":
             assert job.order is not None
             job.order.is_lost = True
