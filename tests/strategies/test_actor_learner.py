@@ -225,6 +225,23 @@ def test_a_trajectory_that_is_lost_with_its_machine_is_counted_and_its_batch_fil
     assert control.counters.num_samples == control.counters.num_inserted - num_lost
 
 
+def test_what_the_batch_behind_has_made_too_old_is_dropped(tmp_path: Path) -> None:
+    """The learner is at version 1 and has (c, d) of version 0 and (e, f) of 1; no lag may exceed 1. The machine of c is
+    lost: (e, f) makes version 2 of 1, where d would lag 2 behind, and nobody else may begin while d waits."""
+    engine, control, coordinator, stream = start(6, tmp_path, num_workers=4, max_policy_lag=1)
+    # The learner comes when no actor has anything to do.
+    engine.choose = lambda names: min(names)  # type: ignore[method-assign]
+    events: list[Any] = [next(stream) for _ in range(7)]
+    (job,) = coordinator._jobs.values()
+    assert [one.version for one in job.batch] == [0, 0]
+    assert [one.version for one in coordinator.queue._waiting] == [1, 1], "the learner is given them next"
+    lost = job.batch[0]
+    lost.future.error = RoleDied(lost.actor, 0, "node lost")
+    events += [next(stream) for _ in range(40)]
+    assert control.tallies == {"values_lost": 1, "trajectories_lost": 2}
+    check_lags(events, 1, 2)
+
+
 def test_a_snapshot_that_is_lost_is_published_again(tmp_path: Path) -> None:
     _, control, coordinator, stream = start(5, tmp_path, num_workers=2)
     events: list[Any] = [next(stream) for _ in range(20)]
@@ -270,8 +287,9 @@ def test_the_queue_takes_back_what_was_not_trained_on() -> None:
     batch = queue.take(5)
     assert len(batch) == 2
     assert not queue.may_begin(5, 6)
-    queue.give_back(batch)
+    assert queue.give_back(batch, 5) == 0
     assert queue.take(5) == batch
+    assert queue.give_back(batch, 6) == 2, "another batch was trained on in its place"
     queue.begin(6)
     queue.abandon(6)
     assert (queue.num_waiting, queue.num_missing) == (0, 0)

@@ -271,9 +271,11 @@ class ActorLearner:
             # A trajectory may be gone with its maker's machine; the others of the batch are as good as before.
             gone = loss.error.producer if isinstance(loss.error, ValueLost) else ""
             kept = [one for one in job.batch if one.actor != gone]
-            self.queue.give_back(kept)
-            if len(kept) < len(job.batch):
-                self.control.count("trajectories_lost", len(job.batch) - len(kept))
+            # The batch behind this one is trained on in its place, and may make them too old; not if the learner died.
+            next_version = self._next_version if isinstance(loss.error, ValueLost) else self._version
+            num_lost = len(job.batch) - len(kept) + self.queue.give_back(kept, next_version)
+            if num_lost:
+                self.control.count("trajectories_lost", num_lost)
         if loss.restarted is not None:
             yield loss.restarted
             self._revive(role)

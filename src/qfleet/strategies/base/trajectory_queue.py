@@ -23,7 +23,8 @@ class Trajectory:
 
 
 class TrajectoryQueue:
-    """Trajectories begun and waiting, by version. It drops none: whoever would break a bound has to wait.
+    """Trajectories begun and waiting, by version. Whoever would break a bound has to wait; none is dropped for it but
+    those of a batch that could not be trained on, where later batches have meanwhile made them too old.
 
     What holds at any time: if the learner takes the oldest first from now on, no lag exceeds the bound. Neither side
     waits for the other for ever: with nothing under way, the oldest batch may be taken, or else a trajectory by the
@@ -82,9 +83,14 @@ class TrajectoryQueue:
         self._waiting = rest
         return batch
 
-    def give_back(self, batch: list[Trajectory]) -> None:
-        """These were taken and not trained on."""
-        self._waiting = [*batch, *self._waiting]
+    def give_back(self, batch: list[Trajectory], next_version: int) -> int:
+        """These were taken and not trained on; how many of them are dropped, too old for an update at `next_version`.
+
+        One too old that stayed would break the bound when taken, and nobody could begin anything before.
+        """
+        kept = [one for one in batch if next_version - one.version <= self.max_policy_lag]
+        self._waiting = [*kept, *self._waiting]
+        return len(batch) - len(kept)
 
     def clear(self) -> int:
         """Drop those that wait; how many."""
