@@ -252,18 +252,28 @@ class Course:
         if self.plan.name == "actor-learner":  # nothing is kept: all has been trained on
             held, lost = self.control.counters.num_samples, self.rows(self.lost_trajectories())
         else:
-            replays = [getattr(role.built, "replay", None) for role in self.engine._roles.values()]
-            held = sum(len(replay) for replay in replays if replay is not None)
+            held = self.num_held()
         check(held == inserted - lost, f"{inserted} inserted, {lost} lost, {held} held")
 
+    def num_held(self) -> int:
+        """Transitions in all replays of those that are alive."""
+        replays = [getattr(role.built, "replay", None) for role in self.engine._roles.values()]
+        return sum(len(replay) for replay in replays if replay is not None)
+
     def check_pace(self) -> None:
-        """Between two cuts in which nobody died, samples follow inserts by their ratio, neither more nor less."""
+        """Between two cuts in which nobody died, samples follow inserts by their ratio, neither more nor less.
+
+        Where one pace is for all, they follow it from the run's start: updates owed on what a dead shard held are made
+        as soon as there is enough to draw from, which may be after a cut.
+        """
         counters = dataclasses.replace(self.control.counters)
         deaths = (sum(self.restarts.values()), self.lost_trajectories(), self.control.tallies.get("values_lost", 0))
-        ratio = self.config.pace.samples_per_insert
-        if self.cut is not None and self.cut[1] == deaths and self.cut[0].num_updates:
-            inserted = counters.num_inserted - self.cut[0].num_inserted
-            samples = counters.num_samples - self.cut[0].num_samples
+        ratio, is_shared = self.config.pace.samples_per_insert, self.plan.name == "replay"
+        cannot_draw = is_shared and self.num_held() < self.plan.changes["algo.batch_size"]
+        if self.cut is not None and self.cut[1] == deaths and self.cut[0].num_updates and not cannot_draw:
+            begin = Counters(num_inserted=self.config.pace.min_transitions) if is_shared else self.cut[0]
+            inserted = counters.num_inserted - begin.num_inserted
+            samples = counters.num_samples - begin.num_samples
             slack = pace_slack(self.plan)
             check(
                 abs(samples - ratio * inserted) <= slack,

@@ -17,6 +17,7 @@ from qfleet.placement.cost_model import RoleCosts
 from qfleet.replay.storage import RingStorage
 from qfleet.roles.parameter_server import ParameterServer
 from qfleet.roles.push import Encoder
+from qfleet.strategies import distributed_replay
 from qfleet.strategies.base import push_pull
 
 from .course import Course
@@ -88,6 +89,11 @@ def test_a_call_that_is_too_slow_ends_a_resumed_run_at_its_start(monkeypatch: py
     assert outcome.end == "done"
     assert outcome.numbers["resumes too slow"] == 1
     assert "versions compared" not in outcome.numbers
+
+
+def test_what_an_emptied_shard_owes_at_a_cut_is_made_after_it() -> None:
+    # The only shard had just been revived, with nothing in it: 424 samples were owed at the cut, and then drawn.
+    assert replay(773, "replay").end == "done"
 
 
 @pytest.mark.parametrize(("cause", "num_events"), [("process died", 0), ("timeout", 1)])
@@ -178,7 +184,31 @@ def train_half(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(pacing, "updates_allowed", fewer)
 
 
-# How many seeds it takes from 0 on: 39, 2, 1, 19, 2 and 2; the first is begun near the one that shows it.
+def promise_twice(patch: pytest.MonkeyPatch) -> None:
+    """Each update is counted as two, so that nobody waits for the half that is never made."""
+    reserve = pacing.Pace.reserve
+
+    def reserved(self: pacing.Pace, num_updates: int) -> None:
+        reserve(self, num_updates)
+        self.num_samples_reserved += num_updates * self.batch_size
+
+    patch.setattr(pacing.Pace, "reserve", reserved)
+
+
+def forgive_at_a_cut(patch: pytest.MonkeyPatch) -> None:
+    """The updates owed on what a dead shard has held are never made if a checkpoint comes first."""
+    save = distributed_replay.DistributedReplay._save
+
+    def saved(self: Any) -> Any:
+        for event in save(self):
+            self.pace.drop_owed()
+            yield event
+
+    patch.setattr(distributed_replay.DistributedReplay, "_save", saved)
+
+
+# How many seeds it takes from 0 on: 39, 2, 1, 19, 2, 2 and 2; the first is begun near the one that shows it, and the
+# last at it.
 PLANTED: dict[str, tuple[Plant, str, range]] = {
     "the dedup is dropped": (forget_the_acknowledged, "async", range(36, 90)),
     "the bound is off by one": (loosen_the_bound, "ssp", range(60)),
@@ -186,6 +216,8 @@ PLANTED: dict[str, tuple[Plant, str, range]] = {
     "a pending future is forgotten": (forget_a_future, "sync", range(60)),
     "the error feedback is lost": (lose_the_feedback, "sync", range(60)),
     "half of the samples are missing": (train_half, "async", range(60)),
+    "half of the samples of shards are missing": (promise_twice, "replay", range(60)),
+    "what was owed at a cut is forgotten": (forgive_at_a_cut, "replay", range(773, 774)),
 }
 
 
