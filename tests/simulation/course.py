@@ -22,6 +22,7 @@ else:  # beside trial.py, run as a file
 
 from qfleet.engines import sim
 from qfleet.envs.make import probe_spec
+from qfleet.errors import ValueLost
 from qfleet.notices import Notices
 from qfleet.placement.cluster_file import parse_cluster
 from qfleet.plugins import load_plugin
@@ -182,11 +183,16 @@ class Course:
         return Saved(tag, event.files, state), counters, engine_state, tallies
 
     def parameters(self) -> None:
-        """Have the newest version published."""
+        """Have the newest version published; as the session does, do without it where it is gone with its machine."""
         self.control.snapshot_wanted = True
         event = self.until(SnapshotPublished)
         assert isinstance(event, SnapshotPublished)
-        snapshot: Any = self.engine.payload(event.future)
+        try:
+            snapshot: Any = self.engine.payload(event.future)
+        except ValueLost as error:
+            check(self.struck["loss"] + self.struck["preemption"] > 0, f"no machine was lost, yet {error}")
+            self.control.count("validations_lost")
+            return
         check(bool(np.isfinite(snapshot.vector).all()), "a snapshot is no good")
 
     # what has to hold

@@ -7,6 +7,7 @@ planted show that each kind of books is kept in earnest.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +22,8 @@ from qfleet.strategies import distributed_replay
 from qfleet.strategies.base import push_pull
 
 from .course import Course
-from .plans import SCENARIOS
+from .ledger import Ledger, Violation
+from .plans import SCENARIOS, draw_plan
 from .trial import Outcome, attempts, play, summarise
 
 NUM_SEEDS = 120
@@ -112,6 +114,29 @@ def test_any_other_death_that_ends_a_resumed_run_is_a_failure(
     monkeypatch.setattr(Course, "progress", dying)
     with pytest.raises(RoleDied, match=cause):
         play(2, "staleness")
+
+
+def test_a_snapshot_that_is_gone_with_its_machine_ends_no_trial(tmp_path: Path) -> None:
+    # Seed 3011 asked for one while the learner, in a new life on another machine, waited for the same parameters.
+    course = Course(draw_plan(3011, "actor-learner"), tmp_path, Ledger(None))
+    while course.version < 3:
+        course.step()
+    course.engine.machines.lose("learner-0")
+    course.struck["loss"] += 1
+    course.parameters()
+    course.engine.close()
+    assert course.control.tallies["validations_lost"] == 1
+
+
+def test_a_snapshot_that_is_gone_without_a_fault_is_a_failure(tmp_path: Path) -> None:
+    course = Course(draw_plan(3011, "actor-learner"), tmp_path, Ledger(None))
+    while course.version < 3:
+        course.step()
+    course.engine.machines.lose("learner-0")
+    assert not course.struck
+    with pytest.raises(Violation, match="no machine was lost"):
+        course.parameters()
+    course.engine.close()
 
 
 @pytest.mark.simulation
