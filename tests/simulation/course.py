@@ -22,6 +22,7 @@ else:  # beside trial.py, run as a file
 
 from qfleet.engines import sim
 from qfleet.envs.make import probe_spec
+from qfleet.errors import ValueLost
 from qfleet.notices import Notices
 from qfleet.placement.cluster_file import parse_cluster
 from qfleet.plugins import load_plugin
@@ -182,11 +183,18 @@ class Course:
         return Saved(tag, event.files, state), counters, engine_state, tallies
 
     def parameters(self) -> None:
-        """Have the newest version published."""
+        """Have the newest version published; it may be gone with its maker's machine, as for the session's validation.
+
+        Its maker has answered, and is lost before the answer is heard: the strategy cannot know.
+        """
         self.control.snapshot_wanted = True
         event = self.until(SnapshotPublished)
         assert isinstance(event, SnapshotPublished)
-        snapshot: Any = self.engine.payload(event.future)
+        try:
+            snapshot: Any = self.engine.payload(event.future)
+        except ValueLost:
+            self.control.count("validations_lost")
+            return
         check(bool(np.isfinite(snapshot.vector).all()), "a snapshot is no good")
 
     # what has to hold

@@ -17,7 +17,7 @@ from qfleet.placement.cost_model import RoleCosts
 from qfleet.replay.storage import RingStorage
 from qfleet.roles.parameter_server import ParameterServer
 from qfleet.roles.push import Encoder
-from qfleet.strategies.base import push_pull
+from qfleet.strategies.base import Event, SnapshotPublished, push_pull
 
 from .course import Course
 from .plans import SCENARIOS
@@ -106,6 +106,24 @@ def test_any_other_death_that_ends_a_resumed_run_is_a_failure(
     monkeypatch.setattr(Course, "progress", dying)
     with pytest.raises(RoleDied, match=cause):
         play(2, "staleness")
+
+
+def test_a_snapshot_that_goes_with_its_makers_machine_ends_no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Seed 5042 once drew it: a server had answered across a partition, and its machine was lost before the answer came.
+    until, num_asked = Course.until, 0
+
+    def losing(self: Course, kind: type[Event]) -> Event:
+        nonlocal num_asked
+        event = until(self, kind)
+        if isinstance(event, SnapshotPublished):
+            num_asked += 1
+            self.engine.machines.lose(event.future.role.name)
+        return event
+
+    monkeypatch.setattr(Course, "until", losing)
+    outcome = replay(1, "all-reduce")  # where the other ranks have the parameters
+    assert outcome.end == "done"
+    assert outcome.numbers["validations_lost"] == outcome.numbers["restarts.node lost"] == num_asked == 2
 
 
 @pytest.mark.simulation
