@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,10 @@ from qfleet.placement.cluster_file import (
     Slowdown,
     parse_cluster,
 )
-from qfleet.session import CheckpointSaved
-from qfleet.strategies.base import Drained
+from qfleet.session import CheckpointSaved, Logged
+from qfleet.strategies import all_reduce
+from qfleet.strategies.base import Drained, Event, RoleRestarted, SnapshotPublished
+from qfleet.validation import Validated
 
 MakeExperiment = Callable[..., Experiment]
 CLUSTER: dict[str, Any] = {
@@ -121,6 +123,30 @@ def test_nothing_is_computed_where_only_time_is_asked_for(experiment: MakeExperi
     assert summary["eval"]["mean_return"] == 0.0
     first = experiment("CartPole-v1", {**RUN, "engine.compute": "none", "stop.max_env_steps": 50}, run_dir="b").run()
     assert first["parameters_sha256"] == summary["parameters_sha256"], "the first weights, whatever the version"
+
+
+def test_a_snapshot_that_goes_with_its_makers_machine_ends_no_run(
+    experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, lost = all_reduce.run, []
+
+    def losing(engine: Any, *args: Any) -> Iterator[Event]:
+        for event in run(engine, *args):
+            if isinstance(event, SnapshotPublished) and not lost:
+                lost.append(event.version)
+                engine.machines.lose(event.future.role.name)
+            yield event
+
+    monkeypatch.setattr(all_reduce, "run", losing)
+    changes = {"engine": "sim", "strategy": "all_reduce", "strategy.num_workers": 2, "evaluation.every_env_steps": 100}
+    events = list(experiment("qfleet/Identity-v0", changes).stream())
+    validated = [event.version for event in events if isinstance(event, Validated)]
+    assert len(lost) == 1
+    assert validated, "there were others"
+    assert min(validated) > lost[0]
+    assert any(isinstance(event, RoleRestarted) and event.cause == "node lost" for event in events)
+    logged = [event.record for event in events if isinstance(event, Logged)]
+    assert logged[-1]["validations_lost"] == 1
 
 
 def test_a_run_that_computes_nothing_leaves_no_checkpoint_and_is_not_resumed(

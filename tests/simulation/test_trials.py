@@ -19,7 +19,7 @@ from qfleet.replay.storage import RingStorage
 from qfleet.roles.parameter_server import ParameterServer
 from qfleet.roles.push import Encoder
 from qfleet.strategies import distributed_replay
-from qfleet.strategies.base import push_pull
+from qfleet.strategies.base import Event, SnapshotPublished, push_pull
 
 from .course import Course
 from .ledger import Ledger, Violation
@@ -137,6 +137,25 @@ def test_a_snapshot_that_is_gone_without_a_fault_is_a_failure(tmp_path: Path) ->
     with pytest.raises(Violation, match="no machine was lost"):
         course.parameters()
     course.engine.close()
+
+
+def test_a_snapshot_that_goes_with_its_makers_machine_ends_no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Seed 5042 once drew it: a server had answered across a partition, and its machine was lost before the answer came.
+    until, num_asked = Course.until, 0
+
+    def losing(self: Course, kind: type[Event]) -> Event:
+        nonlocal num_asked
+        event = until(self, kind)
+        if isinstance(event, SnapshotPublished):
+            num_asked += 1
+            self.engine.machines.lose(event.future.role.name)
+            self.struck["loss"] += 1
+        return event
+
+    monkeypatch.setattr(Course, "until", losing)
+    outcome = replay(1, "all-reduce")  # where the other ranks have the parameters
+    assert outcome.end == "done"
+    assert outcome.numbers["validations_lost"] == outcome.numbers["restarts.node lost"] == num_asked == 2
 
 
 @pytest.mark.simulation
