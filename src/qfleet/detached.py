@@ -22,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from qfleet.errors import MissingExtraError, QfleetError, UsageError
+from qfleet.errors import MissingExtraError, QfleetError, UsageError, in_one_line
 from qfleet.experiment import Experiment, Finished
 from qfleet.machine import DETACHED_NAME, RunLock
 from qfleet.run_config import RunConfig, change_config
@@ -147,7 +147,7 @@ class Coordinator:
                     summary = event.summary
             code = 130 if summary is not None and summary["stop_reason"] == "interrupted" else 0
         except QfleetError as error:
-            code, message = error.exit_code, " ".join(str(error).split())
+            code, message = error.exit_code, in_one_line(error)
             _send_output_to(self.experiment.run_dir / "logs" / "coordinator.log")  # the folder may have been removed
             traceback.print_exc()
         except BaseException as error:
@@ -218,7 +218,7 @@ def begin(experiment: Experiment) -> Contact:
     try:
         fault = ray.get(actor.begin.remote(), timeout=START_SECONDS)
     except ray.exceptions.RayError as error:
-        fault = " ".join(str(error).split())[-300:] or type(error).__name__
+        fault = in_one_line(error)[-300:] or type(error).__name__
     if fault is None and not (experiment.run_dir / DETACHED_NAME).is_file():
         fault = f"it does not write to {experiment.run_dir} of this machine: put run directories on a shared filesystem"
     if fault is not None:

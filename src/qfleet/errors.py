@@ -97,3 +97,13 @@ class CallFailed(QfleetError):
         self.role = role
         self.method = method
         self.remote_traceback = remote_traceback
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def in_one_line(said: object) -> str:
+    """A message, such as an error's, in one line: every run of white space is a space."""
+    return " ".join(str(said).split())

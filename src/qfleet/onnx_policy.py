@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from qfleet.errors import CheckpointError, MissingExtraError, UsageError
+from qfleet.errors import CheckpointError, MissingExtraError, UsageError, first_line
 from qfleet.ops.exploration import greedy
 from qfleet.types import Array, BoolArray, EnvSpec, FloatArray, IntArray
 
@@ -242,4 +242,4 @@ def _open_session(content: bytes, where: str, num_threads: int) -> Any:
     try:
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own errors have no common base
-        raise CheckpointError(f"{where}: not an ONNX file ({str(error).splitlines()[0][:200]})") from error
+        raise CheckpointError(f"{where}: not an ONNX file ({first_line(error)[:200]})") from error

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from qfleet.errors import MissingExtraError, QfleetError
+from qfleet.errors import MissingExtraError, QfleetError, first_line
 from qfleet.run_config import RunConfig
 from qfleet.storage import write_file
 
@@ -63,8 +63,7 @@ def open_remote_logs(config: RunConfig, run_dir: Path) -> list[RemoteLog]:
         ) from error
     except Exception as error:  # services' own errors have no common base
         which = "wandb" if config.logging.wandb is not None and not logs else "mlflow"
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise QfleetError(f"logging.{which} = {getattr(config.logging, which)!r}: {line}") from error
+        raise QfleetError(f"logging.{which} = {getattr(config.logging, which)!r}: {first_line(error)}") from error
     return logs
 
 

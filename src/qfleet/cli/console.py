@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from qfleet.errors import CallFailed, QfleetError, RestartsExhausted
+from qfleet.errors import CallFailed, QfleetError, RestartsExhausted, in_one_line
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of standard output.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only.")]
@@ -127,15 +127,11 @@ def report(error: Exception, *, as_json: bool, debug: bool) -> int:
 def explain(error: Exception) -> tuple[str, int]:
     """A failure as one line, and its exit code: 2 where the request is wrong, 1 where it could not be carried out."""
     if isinstance(error, QfleetError):
-        return _one_line(str(error)), error.exit_code
+        return in_one_line(error), error.exit_code
     format_message = getattr(error, "format_message", None)
     if format_message is not None:  # typer's own: an unknown option, a value of the wrong type
         path = getattr(getattr(error, "ctx", None), "command_path", "qfleet")
-        return f"{_one_line(format_message()).rstrip('.')}; see {path} --help", getattr(error, "exit_code", 2)
+        return f"{in_one_line(format_message()).rstrip('.')}; see {path} --help", getattr(error, "exit_code", 2)
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {(error.strerror or type(error).__name__).lower()}", 1
-    return f"internal: {type(error).__name__}: {_one_line(str(error))}; run again with --debug for the traceback", 1
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return f"internal: {type(error).__name__}: {in_one_line(error)}; run again with --debug for the traceback", 1

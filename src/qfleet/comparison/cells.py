@@ -15,7 +15,7 @@ from typing import Literal
 
 from qfleet.comparison.plan import BUDGETS, Cell, Plan
 from qfleet.config import StopConfig
-from qfleet.errors import QfleetError, UsageError
+from qfleet.errors import QfleetError, UsageError, in_one_line
 from qfleet.experiment import Experiment
 from qfleet.recipe import read_config
 from qfleet.run_config import RunConfig
@@ -74,7 +74,7 @@ def run_cells(plan: Plan, play: Play) -> Iterator[Outcome]:
                 continue
             summary = play(cell, experiment)
         except Exception as error:  # whatever befell one cell, the others are still worth running
-            yield Outcome(cell, "failed", error=_one_line(error), is_new=True)
+            yield Outcome(cell, "failed", error=_told(error), is_new=True)
             continue
         if summary["stop_reason"] == "interrupted":
             yield Outcome(cell, "interrupted", is_new=True)
@@ -142,6 +142,6 @@ def _read_summary(run_dir: Path) -> Summary:
     return summary
 
 
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
+def _told(error: Exception) -> str:
+    text = in_one_line(error)
     return text if isinstance(error, QfleetError) else f"{type(error).__name__}: {text}"

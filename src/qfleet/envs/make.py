@@ -21,11 +21,11 @@ from qfleet.envs import atari
 from qfleet.envs.attributes import set_attributes
 from qfleet.envs.config import EnvConfig, ImageConfig
 from qfleet.envs.masks import read_masks
-from qfleet.envs.source import EnvFactory, EnvSource, find_source, first_line, missing_package
+from qfleet.envs.source import EnvFactory, EnvSource, find_source, missing_package
 from qfleet.envs.spaces import fits_unwrapped, obs_dtype, one_line
 from qfleet.envs.state import VectorState
 from qfleet.envs.vector import AnyVectorEnv, EnvBatch, autoreset_mode
-from qfleet.errors import EnvError, UsageError
+from qfleet.errors import EnvError, UsageError, first_line, in_one_line
 from qfleet.types import EnvSpec
 
 _ASKED = {"next_step": AutoresetMode.NEXT_STEP, "same_step": AutoresetMode.SAME_STEP}
@@ -134,7 +134,7 @@ def _make_native(source: EnvSource, autoreset: str, num_envs: int) -> AnyVectorE
     except ImportError as error:
         raise _UnusableError(str(missing_package(source.label, error))) from error
     except (TypeError, gym.error.Error) as error:
-        raise _UnusableError(" ".join(str(error).split())) from error
+        raise _UnusableError(in_one_line(error)) from error
     try:
         set_attributes(env, source.attributes, source.label)
     except UsageError as error:

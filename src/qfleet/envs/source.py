@@ -21,7 +21,7 @@ from qfleet.envs.attributes import set_attributes
 from qfleet.envs.config import AtariConfig, EnvConfig, ImageConfig
 from qfleet.envs.images import wrap_image
 from qfleet.envs.spaces import SingleEnv, adapt_spaces
-from qfleet.errors import EnvError, MissingExtraError, UsageError
+from qfleet.errors import EnvError, MissingExtraError, UsageError, first_line
 
 EnvFactory = Callable[..., gym.Env[Any, Any]]
 
@@ -254,8 +254,3 @@ def _nearest(name: str, known: list[str]) -> str:
     by_lower = {key.lower(): key for key in known}
     near = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.75)
     return f"; did you mean {' or '.join(by_lower[key] for key in near)}?" if near else ""
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type where it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

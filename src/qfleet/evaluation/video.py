@@ -17,9 +17,9 @@ import gymnasium as gym
 import numpy as np
 
 from qfleet.envs.config import EnvConfig
-from qfleet.envs.source import find_source, first_line, missing_package
+from qfleet.envs.source import find_source, missing_package
 from qfleet.envs.spaces import SingleEnv
-from qfleet.errors import EnvError, MissingExtraError, QfleetError, UsageError
+from qfleet.errors import EnvError, MissingExtraError, QfleetError, UsageError, first_line
 from qfleet.evaluation.players import Act, Player
 from qfleet.seeding import derive_seed
 from qfleet.types import Array

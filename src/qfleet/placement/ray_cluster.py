@@ -18,7 +18,7 @@ import ray
 import ray.util.client
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from qfleet.errors import UsageError
+from qfleet.errors import UsageError, in_one_line
 from qfleet.version import __version__
 
 ANY_NUMBER = 1 << 30
@@ -117,7 +117,7 @@ class Cluster:
                 with _errors_go_to(said):
                     ray.init(address=address, **common)
             except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-                line = " ".join(str(error).split())
+                line = in_one_line(error)
                 said.seek(0)
                 if any(word in said.read() + line.encode() for word in (b"Unauthenticated", b"AuthToken")):
                     line = (

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from qfleet.errors import QfleetError
+from qfleet.errors import QfleetError, in_one_line
 from qfleet.experiment import Experiment
 from qfleet.planning.grid import Cell
 from qfleet.run_config import RunConfig, change_config
@@ -117,7 +117,7 @@ def _run(cell: Cell, config: RunConfig) -> LearnedRun:
         try:
             summary = Experiment(config, Path(folder) / "run").run()
         except QfleetError as error:
-            text = " ".join(str(error).split())
+            text = in_one_line(error)
             return LearnedRun(*cell.key, config.seed, None, None, math.nan, None, text)
     reached = summary["reached"] is True
     return LearnedRun(

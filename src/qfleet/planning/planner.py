@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from qfleet.errors import QfleetError
+from qfleet.errors import QfleetError, in_one_line
 from qfleet.machine import describe_machine
 from qfleet.planning.cluster import PlannedCluster
 from qfleet.planning.grid import Cell, Grid
@@ -133,7 +133,7 @@ def _time(cell: Cell, grid: Grid) -> Timing | str:
     try:
         return simulate(cell.config, grid.spec)
     except QfleetError as error:
-        return " ".join(str(error).split())
+        return in_one_line(error)
 
 
 def _left_out(sizes: list[int]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from qfleet.errors import QfleetError, UsageError
+from qfleet.errors import QfleetError, UsageError, in_one_line
 from qfleet.report.groups import make_groups
 from qfleet.report.measures import MEASURES
 from qfleet.report.page import Report
@@ -45,4 +45,4 @@ def _seen(run: Run) -> Strip | str:
     try:
         return strip_of(run.path)
     except QfleetError as error:
-        return " ".join(str(error).split())
+        return in_one_line(error)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
-from qfleet.errors import CheckpointError, QfleetError, UsageError
+from qfleet.errors import CheckpointError, QfleetError, UsageError, in_one_line
 from qfleet.histogram import LagHistogram
 from qfleet.machine import is_running, read_machines
 from qfleet.metrics import read_metrics
@@ -106,7 +106,7 @@ def read_runs(paths: Iterable[Path]) -> tuple[list[Run], list[Unreadable]]:
         try:
             runs.append(read_run(path))
         except QfleetError as error:
-            why = " ".join(str(error).split())
+            why = in_one_line(error)
             unreadable.append(Unreadable(path, why.removeprefix(f"{path}: ")))
     return runs, unreadable
 
