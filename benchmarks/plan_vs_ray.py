@@ -20,13 +20,14 @@ from tempfile import TemporaryDirectory
 
 from harness import hardware_line, markdown_page, markdown_table, write_page
 from qfleet.planning.calibration import calibrate, costs_of, metered_run
+from qfleet.planning.exchange import measure_exchange
 from qfleet.planning.grid import Grid, Request, make_grid, of_size
 from qfleet.planning.network import measure_loopback
 from qfleet.planning.processes import (
     fit,
     local_cluster,
-    measure_exchange,
     measure_window,
+    num_cores,
     timed_on,
     with_overhead,
 )
@@ -52,7 +53,7 @@ def one_round(grid: Grid, label: str, config: RunConfig, args: argparse.Namespac
     together = change_config(config, [("engine.name", "ray")])
     inline = calibrate(change_config(alone, [("engine.name", "inline")]), grid.spec, folder, label)
     size = make_blueprint(alone, grid.spec, "cpu").build_network(trainable=False).num_parameters
-    exchange = measure_exchange(alone, size, folder)
+    exchange = measure_exchange(alone, size, folder, num_cores())
     bandwidth = measure_loopback().bandwidth
     before = measure_window(alone, grid.spec, folder, args.seconds)
     real = metered_run(together, grid.spec, folder, args.seconds)

@@ -99,9 +99,10 @@ MEANINGS = {
     "algo.exploration.base": "Environment i of N keeps base^(1 + alpha i / (N - 1)), for per_env.",
     "algo.exploration.alpha": "See `base`.",
     "network.kind": 'The torso: "auto" (minatar_cnn for 10 x 10 x C, cnn for images of at least 36 x 36, else mlp), '
-    '"mlp", "cnn" (Nature), "impala_cnn", "minatar_cnn", or "package.module:Class" for your own.',
+    '"mlp", "cnn" (Nature), "small_cnn" (Mnih et al. 2013), "impala_cnn", "minatar_cnn", or "package.module:Class" for '
+    "your own.",
     "network.hidden": "Width of each dense layer: all of an mlp's, or those behind a cnn's convolutions; not set, the "
-    "published ones: 128, 128; 512 (cnn), 256 (impala_cnn), 128 (minatar_cnn).",
+    "published ones: 128, 128; 512 (cnn), 256 (small_cnn, impala_cnn), 128 (minatar_cnn).",
     "network.width": "Factor on the numbers of channels of a cnn's convolutions.",
     "network.spectral_norm": "Layers whose weight is divided by its largest singular value, counted from the output: "
     "-2 is the torso's last one (Gogianu et al. 2021).",

@@ -287,20 +287,19 @@ class Validation:
         return Validated(version, mean_return, returns, is_best, reached, num_env_steps, by_name)
 
     def _keep(self, job: Job, mean_return: float, num_episodes: int) -> bool:
-        """Save a snapshot as the best policy; False where its payload is gone with its maker."""
+        """Save a snapshot, and the personal ones, as the best policy; False where one is gone with its maker."""
+        best = self.run_dir / "best"
+        futures = {best / name: future for name, future in job.event.personal.items() if name in self.blueprints}
         try:
-            snapshot = self.engine.payload(job.event.future)
+            snapshots = {folder: self.engine.payload(future) for folder, future in futures.items()}
+            snapshots[best] = self.engine.payload(job.event.future)
         except (RoleDied, ValueLost):
             self.control.count("validations_lost")
             return False
-        assert isinstance(snapshot, ParamSnapshot)
         facts = {"mean_return": mean_return, "episodes": num_episodes, "num_env_steps": job.moment.num_env_steps}
-        for name, future in job.event.personal.items():
-            if name in self.blueprints:
-                own = self.engine.payload(future)
-                assert isinstance(own, ParamSnapshot)
-                save_policy(self.run_dir / "best" / name, self.config, self.spec, own, facts)
-        save_policy(self.run_dir / "best", self.config, self.spec, snapshot, facts)
+        for folder, snapshot in snapshots.items():
+            assert isinstance(snapshot, ParamSnapshot)
+            save_policy(folder, self.config, self.spec, snapshot, facts)
         self.schedule.best_return = mean_return
         return True
 

@@ -224,6 +224,29 @@ def test_a_crash_takes_the_call_that_runs_and_leaves_what_was_made(cluster: Make
     assert engine.result(call(engine, role, "work")).num_updates == 1, "a new life"
 
 
+@pytest.mark.parametrize("begins_anew", [False, True])
+def test_an_answer_on_its_way_is_heard_unless_its_role_begins_anew_meanwhile(
+    cluster: MakeEngine, begins_anew: bool
+) -> None:
+    # There at 0.5 s, done at 1.5 s, dead at 1.6 s, and the answer would be here at 2 s.
+    engine = cluster({"fault": [at(1.6, "crash")], "network": {"latency": 0.5}})
+    (role,) = spawn(engine, 1)
+    asked = engine.submit(role, "work")
+    assert engine.wait(timeout=1.7) is None
+    if begins_anew:
+        engine.respawn(role)
+    assert engine.wait() is asked
+    if begins_anew:
+        error = failure(engine, asked)
+        assert isinstance(error, RoleDied)
+        assert (engine.now(), error.cause, error.incarnation) == (1.7, "process died", 0)
+        assert engine.result(call(engine, role, "work")).num_updates == 1
+    else:
+        assert engine.result(asked).num_updates == 1
+        assert engine.now() == 2.0
+    assert engine.wait() is None
+
+
 @pytest.mark.parametrize(("kind", "further", "moment"), [("loss", {}, 1.5), ("preemption", {"notice": 0.25}, 1.75)])
 def test_a_lost_machine_takes_its_values_along(
     cluster: MakeEngine, kind: str, further: dict[str, float], moment: float

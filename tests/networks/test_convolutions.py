@@ -29,6 +29,8 @@ def layers(body: nn.Module, kind: type[nn.Module]) -> list[Any]:
     [
         # 84 -> 20 -> 9 -> 7: 64 * 49.
         ("cnn", ATARI, 1, [32, 64, 64], (3136, 512)),
+        # 84 -> 20 -> 9: 32 * 81.
+        ("small_cnn", ATARI, 1, [16, 32], (2592, 256)),
         # Pooled by half, rounded up: 84 -> 42 -> 21 -> 11: 32 * 121, two blocks of two convolutions at each size.
         ("impala_cnn", ATARI, 1, [16] * 5 + [32] * 5 + [32] * 5, (3872, 256)),
         ("impala_cnn", ATARI, 2, [32] * 5 + [64] * 5 + [64] * 5, (7744, 256)),
@@ -95,7 +97,7 @@ def test_seaquests_ten_channels_are_the_last_axis() -> None:
     assert seen.nonzero().tolist() == [[1, 4]]  # without padding a centre at (2, 5) is output (1, 4)
 
 
-@pytest.mark.parametrize(("kind", "norms"), [("cnn", 3), ("impala_cnn", 15), ("minatar_cnn", 1)])
+@pytest.mark.parametrize(("kind", "norms"), [("cnn", 3), ("small_cnn", 2), ("impala_cnn", 15), ("minatar_cnn", 1)])
 def test_layer_norm_stands_behind_every_layer(kind: str, norms: int) -> None:
     shape = MINATAR if kind == "minatar_cnn" else ATARI
     body = build_body(NetworkConfig(kind=kind, layer_norm=True, hidden=(8,)), shape)
@@ -110,7 +112,7 @@ def test_layer_norm_stands_behind_every_layer(kind: str, norms: int) -> None:
 
 @pytest.mark.parametrize("head", [LinearHead, DuelingHead])
 @pytest.mark.parametrize("noisy", [False, True])
-@pytest.mark.parametrize("kind", ["cnn", "impala_cnn", "minatar_cnn"])
+@pytest.mark.parametrize("kind", ["cnn", "small_cnn", "impala_cnn", "minatar_cnn"])
 def test_heads_stand_on_all_and_every_parameter_learns(kind: str, head: Any, noisy: bool) -> None:
     torch.manual_seed(0)
     shape = MINATAR if kind == "minatar_cnn" else (2, 36, 36)

@@ -54,6 +54,7 @@ def test_who_reaches_the_target_more_often_comes_first() -> None:
     assert found is not None
     assert found.label == "sure"
     assert "a return of 475" in found.why
+    assert "; lucky, 8, took 1.00 s, but only with 2 of 3 seeds" in found.why
 
 
 def test_where_nothing_reaches_it_nothing_is_recommended() -> None:

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 from qfleet.client import PolicyClient, ServedPolicyError
+from qfleet.serving.server import open_socket
+from qfleet.serving.settings import Settings
 
 from .conftest import TOKEN
 
@@ -74,6 +76,17 @@ def test_tls_with_a_certificate_and_a_token(start_server: Callable[..., Any], mo
     with PolicyClient(url, TOKEN) as client, pytest.raises(ServedPolicyError, match="certificate"):
         client.act(np.zeros(4))
     assert server.stop()[0] == 0
+
+
+def test_no_part_of_an_answer_waits_for_an_acknowledgement() -> None:
+    # Head and body are written apart: with Nagle's algorithm the body waits for the peer's delayed ACK, 40 ms.
+    with (
+        open_socket(Settings(model="policy.onnx", port=0)) as listener,
+        socket.create_connection(listener.getsockname()),
+    ):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_a_bad_certificate_is_one_line(start_server: Callable[..., Any], model: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
@@ -11,12 +12,14 @@ from typing import Any
 import pytest
 
 from qfleet.checkpoint import CheckpointStore
+from qfleet.engines.base import Future
+from qfleet.engines.inline import Engine
 from qfleet.envs.toy import Identity
-from qfleet.errors import RestartsExhausted
+from qfleet.errors import RestartsExhausted, ValueLost
 from qfleet.experiment import Experiment, Finished
 from qfleet.policy import read_policy
 from qfleet.roles.evaluator import Evaluator
-from qfleet.session import CheckpointSaved
+from qfleet.session import CheckpointSaved, Logged
 from qfleet.strategies import serial
 from qfleet.strategies.base import Event, RoleRestarted, Rollout, SnapshotPublished, Update
 from qfleet.types import ParamSnapshot, Receipt
@@ -188,12 +191,8 @@ class Valued(Identity):
         return obs, reward * 0.0 + self.factor, terminated, truncated, info
 
 
-@pytest.mark.parametrize("concurrent", [False, True])
-def test_several_environments_and_personal_snapshots(
-    experiment: MakeExperiment, beside: Beside, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, concurrent: bool
-) -> None:
-    if concurrent:
-        beside(looks_needed=2)
+def play_north_and_south(monkeypatch: pytest.MonkeyPatch, personal: Callable[[Future], dict[str, Future]]) -> None:
+    """Serial training that is validated on two environments, and publishes `personal` with each snapshot."""
 
     def blueprints(blueprint: Any, config: Any) -> dict[str, Any]:
         factors = {"north": 1.0, "south": 4.0}
@@ -207,11 +206,21 @@ def test_several_environments_and_personal_snapshots(
     def with_personal(*args: Any) -> Iterator[Event]:
         for event in run(*args):
             if isinstance(event, SnapshotPublished):
-                event = dataclasses.replace(event, personal={"south": event.future, "decoy": event.future})
+                event = dataclasses.replace(event, personal=personal(event.future))
             yield event
 
     monkeypatch.setattr(serial, "evaluation_blueprints", blueprints, raising=False)
     monkeypatch.setattr(serial, "run", with_personal)
+
+
+@pytest.mark.parametrize("concurrent", [False, True])
+def test_several_environments_and_personal_snapshots(
+    experiment: MakeExperiment, beside: Beside, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, concurrent: bool
+) -> None:
+    if concurrent:
+        beside(looks_needed=2)
+
+    play_north_and_south(monkeypatch, lambda future: {"south": future, "decoy": future})
     changes = EVERY_100 | {"evaluation.episodes": 3, "evaluation.final_episodes": 5}
     summary = experiment("Valued-v99", changes, env=Valued).run()
     for record in records(tmp_path / "run", "evaluation"):
@@ -228,3 +237,33 @@ def test_several_environments_and_personal_snapshots(
         4.0,
     )
     assert summary["validation_by_name"] == {"return_north": 1.0, "return_south": 4.0, "return_personal_south": 4.0}
+
+
+def test_a_lost_personal_snapshot_is_not_the_best_and_ends_no_run(
+    experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    lost: list[Future] = []
+
+    def first_is_lost(future: Future) -> dict[str, Future]:
+        own = copy.copy(future)
+        lost.extend([] if lost else [own])
+        return {"south": own}
+
+    payload = Engine.payload
+
+    def found(self: Engine, future: Future) -> object:
+        if any(future is one for one in lost):
+            raise ValueLost("worker-1")
+        return payload(self, future)
+
+    play_north_and_south(monkeypatch, first_is_lost)
+    monkeypatch.setattr(Engine, "payload", found)
+    events = list(experiment("Valued-v99", EVERY_100, env=Valued).stream())
+    validated = [event.is_best for event in events if isinstance(event, Validated)]
+    # All returns are equal: the first would have been the best, had its parts been there; no later one is better.
+    assert validated[:3] == [False, True, False]
+    _, _, _, facts = read_policy(tmp_path / "run" / "best")
+    assert facts["num_env_steps"] == 200
+    assert (tmp_path / "run" / "best" / "south").is_dir()
+    logged = [event.record for event in events if isinstance(event, Logged)]
+    assert logged[-1]["validations_lost"] == 1

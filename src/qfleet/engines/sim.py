@@ -173,10 +173,18 @@ class Engine(inline.Engine):
             self._die(self.clock.time, home, cause, "")
 
     def respawn(self, role: RoleRef) -> None:
-        """Build the role anew, on its machine if that is there, else on another one."""
+        """Build the role anew, on its machine if that is there, else on another one.
+
+        An answer of its former life that is still on its way will not be heard any more.
+        """
         super().respawn(role)
         self._note("respawn", role.name)
-        self.machines.settle(self._homes[role.name])
+        home = self._homes[role.name]
+        for call in list(home.open):
+            if call.error is None:
+                call.receipt, call.error = None, RoleDied(home.name, call.public.incarnation, home.death or "killed")
+            self._trips.hand_over(self.clock.time, call)
+        self.machines.settle(home)
 
     def room_for(self, placement: Placement) -> int:
         """Places that are free; each holds one role of any kind."""

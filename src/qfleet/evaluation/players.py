@@ -7,7 +7,6 @@ Each is opened by its name, so that another process can open it as well. Floor 7
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -119,13 +118,16 @@ def _open_run(target: str) -> Player:
 def _open_onnx(target: str) -> Player:
     if not Path(target).is_file():
         raise UsageError(f"{target}: no such file")
-    # By name, so that neither onnxruntime nor httpx is asked for where only runs are evaluated.
-    policy: _Described = importlib.import_module("qfleet.onnx_policy").OnnxPolicy.read(target)
+    from qfleet.onnx_policy import OnnxPolicy  # whoever evaluates runs alone needs no onnxruntime
+
+    policy = OnnxPolicy.read(target)
     return _described(target, policy, policy.description.body)
 
 
 def _open_url(target: str) -> Player:
-    client: _Served = importlib.import_module("qfleet.client").PolicyClient(target, os.environ.get(TOKEN_VARIABLE))
+    from qfleet.client import PolicyClient  # nor httpx
+
+    client = PolicyClient(target, os.environ.get(TOKEN_VARIABLE))
     return _described(target, client, client.describe())
 
 
@@ -133,20 +135,6 @@ class _Acting(Protocol):
     @property
     def spec(self) -> EnvSpec: ...
     def act(self, obs: Array, action_mask: BoolArray | None = None) -> int | IntArray: ...
-
-
-class _Description(Protocol):
-    @property
-    def body(self) -> Mapping[str, Any]: ...
-
-
-class _Described(_Acting, Protocol):
-    @property
-    def description(self) -> _Description: ...
-
-
-class _Served(_Acting, Protocol):
-    def describe(self) -> Mapping[str, Any]: ...
 
 
 def _described(target: str, policy: _Acting, body: Mapping[str, Any]) -> Player:

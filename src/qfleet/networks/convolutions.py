@@ -1,7 +1,7 @@
-"""Convolutions of the field's image networks: Nature's, IMPALA's residual ones, MinAtar's. Floor 2, used by torso.py.
+"""Convolutions of the field's image networks: Nature's, the smaller one before it, IMPALA's, MinAtar's.
 
-Mnih et al. (2015); Espeholt et al. (2018), figure 3, the deep one; Young and Tian (2019). Each is a list of layers from
-float [B, *O] to float [B, C, H, W]; dense layers follow in the torso.
+Mnih et al. (2015), Mnih et al. (2013); Espeholt et al. (2018), figure 3, the deep one; Young and Tian (2019). Each is a
+list of layers from float [B, *O] to float [B, C, H, W]; dense layers follow in the torso. Floor 2, used by torso.py.
 """
 
 from __future__ import annotations
@@ -32,8 +32,17 @@ class ConvStyle:
 
 def nature_layers(channels: int, style: ConvStyle) -> list[nn.Module]:
     """32 filters of 8 x 8 at stride 4, 64 of 4 x 4 at stride 2, 64 of 3 x 3; for images of at least 36 x 36."""
+    return _plain_layers(channels, style, ((32, 8, 4), (64, 4, 2), (64, 3, 1)))
+
+
+def small_layers(channels: int, style: ConvStyle) -> list[nn.Module]:
+    """16 filters of 8 x 8 at stride 4, 32 of 4 x 4 at stride 2; for images of at least 20 x 20."""
+    return _plain_layers(channels, style, ((16, 8, 4), (32, 4, 2)))
+
+
+def _plain_layers(channels: int, style: ConvStyle, sizes: tuple[tuple[int, int, int], ...]) -> list[nn.Module]:
     layers: list[nn.Module] = []
-    for filters, kernel, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
+    for filters, kernel, stride in sizes:
         out_channels = filters * style.width
         layers += [nn.Conv2d(channels, out_channels, kernel, stride), *style.after(out_channels), style.activation()]
         channels = out_channels

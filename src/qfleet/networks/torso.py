@@ -22,14 +22,20 @@ from qfleet.networks.convolutions import (
     impala_layers,
     minatar_layers,
     nature_layers,
+    small_layers,
 )
 from qfleet.networks.observations import ObservationNorm, ToFloat, UnitRange
 from qfleet.networks.spectral import normalise_layers, spectral_layers
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "silu": nn.SiLU, "gelu": nn.GELU}
 # Convolutions of each kind, and the width of the published dense layer behind them.
-IMAGE_KINDS = {"cnn": (nature_layers, 512), "impala_cnn": (impala_layers, 256), "minatar_cnn": (minatar_layers, 128)}
-SMALLEST = {"cnn": 36, "impala_cnn": 8, "minatar_cnn": 3}
+IMAGE_KINDS = {
+    "cnn": (nature_layers, 512),
+    "small_cnn": (small_layers, 256),
+    "impala_cnn": (impala_layers, 256),
+    "minatar_cnn": (minatar_layers, 128),
+}
+SMALLEST = {"cnn": 36, "small_cnn": 20, "impala_cnn": 8, "minatar_cnn": 3}
 MINATAR_BOARD = (10, 10)
 
 
@@ -37,20 +43,20 @@ class NetworkConfig(Section):
     """The torso.
 
     `hidden` are the widths of the dense layers: all of an mlp's (None: 128, 128), those after a cnn's convolutions
-    (None: the published one, 512, 256 or 128). `width` is a factor on a cnn's numbers of channels. `layer_norm` stands
-    behind every layer, convolutions too. `spectral_norm` names layers whose weights are divided by their spectral norm,
-    counted from the output as Gogianu et al. (2021) do: -2 is the torso's last one. A torso of your own is called with
-    the shape alone: of the other fields only `normalize_observations` and `spectral_norm` matter to it.
+    (None: the published width). `width` is a factor on a cnn's numbers of channels. `layer_norm` stands behind every
+    layer, convolutions too. `spectral_norm` names layers whose weights are divided by their spectral norm, counted from
+    the output as Gogianu et al. (2021) do: -2 is the torso's last one. A torso of your own is called with the shape
+    alone: of the other fields only `normalize_observations` and `spectral_norm` matter to it.
 
     `precision` and `compile` say how a network with convolutions is computed; "auto" is by what the machine can do
     (networks/path.py). float32 without a compiler is the reference.
 
     `kind`: "auto" (minatar_cnn for 10 x 10 x C, cnn for images of at least 36 x 36, else mlp), "mlp", "cnn" (Mnih et
-    al. 2015), "impala_cnn" (Espeholt et al. 2018), "minatar_cnn" (Young and Tian 2019), or "package.module:Class",
-    called as Class(obs_shape) and mapping float32 [B, *O] to features [B, F].
+    al. 2015), "small_cnn" (Mnih et al. 2013), "impala_cnn" (Espeholt et al. 2018), "minatar_cnn" (Young and Tian 2019),
+    or "package.module:Class", called as Class(obs_shape) and mapping float32 [B, *O] to features [B, F].
     """
 
-    kind: str = Field(default="auto", pattern=r"^(auto|mlp|cnn|impala_cnn|minatar_cnn|[\w.]+:\w+)$")
+    kind: str = Field(default="auto", pattern=r"^(auto|mlp|cnn|small_cnn|impala_cnn|minatar_cnn|[\w.]+:\w+)$")
     hidden: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = None
     width: PositiveInt = 1
     activation: Literal["relu", "tanh", "silu", "gelu"] = "relu"

@@ -200,9 +200,10 @@ def first_limits(rows: Sequence[Row]) -> dict[str, str]:
 def recommend(rows: Sequence[Row], target: float | None) -> Recommendation | None:
     """The configuration on the front with the least time x money.
 
-    With a target, only those whose seeds have reached it most often.
+    With a target, only those whose seeds have reached it most often; the one that would have been taken without that is
+    named beside it.
     """
-    able = [row for row in rows if row.cost is not None]
+    everybody = able = [row for row in rows if row.cost is not None]
     if not able:
         return None
     if target is not None:
@@ -225,6 +226,10 @@ def recommend(rows: Sequence[Row], target: float | None) -> Recommendation | Non
     elif cheapest is not best and cheapest.cost is not None:
         why += f"; the cheapest ({cheapest.label}, {cheapest.num_workers:,}) takes "
         why += f"{cheapest.cost.seconds / cost.seconds:.1f} times as long"
+    tempting = min(everybody, key=lambda row: _product(row.cost))
+    if tempting not in able and tempting.learned is not None and tempting.cost is not None:
+        why += f"; {tempting.label}, {tempting.num_workers:,}, took {time_text(tempting.cost.seconds)}, but only with "
+        why += f"{tempting.learned.num_reached} of {tempting.learned.num_runs} seeds"
     if target is None:
         why += "; time alone: how well it learns from a step was not looked at"
     return Recommendation(best.label, best.num_workers, is_spot, f"{why}.")

@@ -13,10 +13,11 @@ from qfleet.errors import UsageError
 from qfleet.placement.cluster_file import ClusterFile, Link, read_cluster
 from qfleet.planning.calibration import Cost, calibrate
 from qfleet.planning.cluster import PlannedCluster, put_together
+from qfleet.planning.exchange import measure_exchange
 from qfleet.planning.grid import Grid, of_size
 from qfleet.planning.network import Transport, measure_loopback
 from qfleet.planning.past_run import costs_of_run
-from qfleet.planning.processes import fit, local_cluster, measure_exchange, measure_window
+from qfleet.planning.processes import fit, local_cluster, measure_window, num_cores
 from qfleet.plugins import load_plugin
 from qfleet.policy import make_blueprint
 from qfleet.run_config import change_config
@@ -103,7 +104,7 @@ def _measure_processes(
     say(f"measuring what two processes take for a mean and for a payload on {engine}")
     first = change_config(pairs[0][1], [("engine.name", engine)])
     size = make_blueprint(first, grid.spec, "cpu").build_network(trainable=False).num_parameters
-    exchange = measure_exchange(first, size, folder)
+    exchange = measure_exchange(first, size, folder, num_cores())
     for label, config in pairs:
         say(f"measuring {label} with 1 worker on {engine}")
         inline = calibrate(change_config(config, [("engine.name", "inline")]), grid.spec, folder, label)
