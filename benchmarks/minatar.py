@@ -10,18 +10,16 @@ the record holds is not run again, and what was interrupted is resumed. Nothing 
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
-import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from harness import Json, last_json_object, markdown_page, markdown_table, qfleet_command, write_page
+from harness import markdown_page, markdown_table, write_page
+from recorded import Entry, Training, read_record, run_recorded
 
 # Env steps of each game's runs.
 BUDGETS = {
@@ -34,23 +32,10 @@ BUDGETS = {
 RECIPES = ("dqn", "rainbow")
 
 
-@dataclass(frozen=True, order=True)
-class Cell:
-    """One run."""
-
-    seed: int
-    game: str
-    recipe: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.game}-{self.recipe}-{self.seed}"
-
-    @property
-    def words(self) -> list[str]:
-        """The arguments of `qfleet` that train it, without the output."""
-        limit = ["--max-env-steps", str(BUDGETS[self.game])]
-        return ["train", f"MinAtar/{self.game}-v1", "--recipe", self.recipe, "--seed", str(self.seed), *limit]
+def training_of(game: str, recipe: str, seed: int) -> Training:
+    words = ("train", f"MinAtar/{game}-v1", "--recipe", recipe, "--seed", str(seed))
+    about: dict[str, str | int] = {"game": game, "recipe": recipe, "seed": seed}
+    return Training(f"{game}-{recipe}-{seed}", about, words, ("--max-env-steps", str(BUDGETS[game])))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -69,58 +54,18 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def read_record(path: Path) -> dict[str, dict[str, Json]]:
-    """Finished runs by name."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {str(entry["name"]): entry for entry in map(json.loads, lines)}
-
-
-def curve_of(run_dir: Path) -> list[list[float]]:
-    """[env steps, mean greedy return] of each validation."""
-    records = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
-    return [[r["num_env_steps"], r["mean_return"]] for r in records if r["kind"] == "evaluation"]
-
-
-def play(cell: Cell, args: argparse.Namespace) -> dict[str, Json]:
-    """Train it, or go on with it; what the record is to hold."""
-    run_dir = args.runs / cell.name
-    words = cell.words
-    if (run_dir / "checkpoints").is_dir():
-        words = ["train", "--resume", str(run_dir), "--max-env-steps", str(BUDGETS[cell.game])]
-    output = ["--json", "--quiet"] if "--resume" in words else ["--json", "--quiet", "--run-dir", str(run_dir)]
-    done = subprocess.run([*qfleet_command(args.qfleet), *words, *output], capture_output=True, text=True, check=False)
-    summary = last_json_object(done.stdout)
-    if summary is None or done.returncode:
-        sys.exit(f"{cell.name}: exit status {done.returncode}\n{done.stderr[-2000:]}")
-    kept = ("eval", "num_env_steps", "num_frames", "num_updates", "num_episodes", "train_seconds")
-    return {"name": cell.name, **vars(cell), **{key: summary[key] for key in kept}, "curve": curve_of(run_dir)}
-
-
-def run_cells(cells: Iterable[Cell], args: argparse.Namespace) -> None:
-    args.record.parent.mkdir(parents=True, exist_ok=True)
-
-    def finish(cell: Cell) -> None:
-        entry = play(cell, args)
-        with args.record.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
-        print(f"{cell.name}: {entry['eval']['mean_return']:.1f}", file=sys.stderr, flush=True)  # type: ignore[index]
-
-    with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(finish, cells))
-
-
-def row(game: str, recipe: str, entries: Sequence[dict[str, Json]]) -> list[str]:
-    words = Cell(0, game, recipe).words
-    command = shlex.join(["qfleet", *words]).replace("--seed 0 ", "")
-    finals = np.array([entry["eval"]["mean_return"] for entry in entries])  # type: ignore[index]
+def row(game: str, recipe: str, entries: Sequence[Entry]) -> list[str]:
+    training = training_of(game, recipe, 0)
+    command = shlex.join(["qfleet", *training.words[:-2], *training.limits])
+    finals = np.array([entry["eval"]["mean_return"] for entry in entries])
     each = ", ".join(f"{value:.1f}" for value in finals)
-    best = [max(value for _, value in entry["curve"]) for entry in entries]  # type: ignore[union-attr, misc]
+    best = [max(value for *_, value in entry["curve"]) for entry in entries]
     seconds = np.median([entry["train_seconds"] for entry in entries])
     spread = f"{finals.mean():.1f} ± {finals.std(ddof=1):.1f}" if len(finals) > 1 else f"{finals.mean():.1f}"
     return [game, recipe, spread, each, f"{np.mean(best):.1f}", f"{seconds:,.0f}", f"`{command}`"]
 
 
-def draw(groups: dict[tuple[str, str], list[dict[str, Json]]], path: Path) -> None:
+def draw(groups: dict[tuple[str, str], list[Entry]], path: Path) -> None:
     """A panel per game, a line per recipe, the seeds' range around it."""
     import matplotlib
 
@@ -135,9 +80,9 @@ def draw(groups: dict[tuple[str, str], list[dict[str, Json]]], path: Path) -> No
         for (other, recipe), entries in groups.items():
             if other != game:
                 continue
-            length = min(len(entry["curve"]) for entry in entries)  # type: ignore[arg-type]
-            curves = np.array([entry["curve"][:length] for entry in entries])  # type: ignore[index]
-            steps, values = curves[0, :, 0] / 1e6, curves[:, :, 1]
+            length = min(len(entry["curve"]) for entry in entries)
+            curves = np.array([entry["curve"][:length] for entry in entries])
+            steps, values = curves[0, :, 0] / 1e6, curves[:, :, 2]
             (line,) = panel.plot(steps, values.mean(axis=0), label=recipe)
             panel.fill_between(steps, values.min(axis=0), values.max(axis=0), alpha=0.2, color=line.get_color())
         panel.set_title(game)
@@ -152,30 +97,31 @@ def draw(groups: dict[tuple[str, str], list[dict[str, Json]]], path: Path) -> No
 def main() -> None:
     args = parse_arguments()
     seeds = range(args.first_seed, args.first_seed + args.seeds)
-    cells = sorted(Cell(seed, game, recipe) for game in args.games for recipe in args.recipes for seed in seeds)
+    keys = [(game, recipe, seed) for game in args.games for recipe in args.recipes for seed in seeds]
     record = read_record(args.record)
+    # The short ones first, seed by seed: a sitting that is interrupted leaves whole games.
+    waiting = sorted(keys, key=lambda key: (BUDGETS[key[0]], key[0], key[2]))
+    trainings = [training for key in waiting if (training := training_of(*key)).name not in record]
+
+    def finish(training: Training) -> None:
+        entry = run_recorded(training, args.runs, args.record, args.qfleet)
+        print(f"{training.name}: {entry['eval']['mean_return']:.1f}", file=sys.stderr, flush=True)
+
     if not args.only_page:
-        # The short ones first: an interrupted sitting leaves whole games.
-        waiting = [cell for cell in cells if cell.name not in record]
-        run_cells(sorted(waiting, key=lambda cell: (BUDGETS[cell.game], cell.game, cell)), args)
+        with ThreadPoolExecutor(args.jobs) as pool:
+            list(pool.map(finish, trainings))
         record = read_record(args.record)
-    groups: dict[tuple[str, str], list[dict[str, Json]]] = {}
-    for cell in sorted(cells, key=lambda cell: (list(BUDGETS).index(cell.game), cell.recipe, cell.seed)):
-        if cell.name in record:
-            groups.setdefault((cell.game, cell.recipe), []).append(record[cell.name])
-    headers = [
-        "game",
-        "recipe",
-        "held-out return, mean ± std over seeds",
-        "each seed",
-        "best validation",
-        "seconds",
-        "command",
-    ]
+    groups: dict[tuple[str, str], list[Entry]] = {}
+    for game, recipe, seed in keys:
+        if (entry := record.get(training_of(game, recipe, seed).name)) is not None:
+            groups.setdefault((game, recipe), []).append(entry)
+    if not groups:
+        sys.exit(f"{args.record}: no run of these is finished")
+    headers = ["game", "recipe", "held-out return, mean ± std", "each seed", "best validation", "seconds", "command"]
     table = markdown_table(headers, [row(*key, entries) for key, entries in groups.items()])
     notes = [
         "Held-out: greedy episodes of the best validated policy on seeds of their own, at the end of the run.",
-        "Seconds: median of the training clock with as many runs at once as cores.",
+        "Seconds: median of the training clock, with as many runs at once as cores.",
     ]
     if args.picture is not None:
         draw(groups, args.picture)
