@@ -85,6 +85,7 @@ def test_a_family_has_its_recipes() -> None:
         ("BreakoutNoFrameskip-v4", None, ()): "atari-pqn",
         ("ale_py:ALE/Pong-v5", None, ()): "atari-pqn",
         ("ALE/Pong-v5", "rainbow", ()): "atari-rainbow",
+        ("ALE/Pong-v5", "fast", ()): "atari-fast",
         ("ALE/Pong-v5", None, (("algo", "dqn"),)): "atari-dqn",
         ("ALE/Pong-v5", None, (("algo", "c51"),)): "atari-rainbow",
         ("MinAtar/Asterix-v0", None, ()): "minatar-dqn",
@@ -98,11 +99,12 @@ def test_a_family_has_its_recipes() -> None:
 
 
 def test_recipes_of_a_family_differ_in_no_game_and_learn_from_clipped_rewards_of_full_games() -> None:
-    for name in ("dqn", "rainbow", "iqn", "pqn"):
+    for name in ("dqn", "rainbow", "iqn", "pqn", "fast"):
         config = build_config(find_recipe(name, "ALE/Pong-v5").values, [])
         assert config.env.id is None
         assert (config.env.reward_clip, config.env.atari.life_loss, config.env.atari.sticky_actions) == (1.0, False, 0)
-        assert build_config(find_recipe(name, "MinAtar/Breakout-v1").values, []).env.reward_clip is None
+        if name != "fast":
+            assert build_config(find_recipe(name, "MinAtar/Breakout-v1").values, []).env.reward_clip is None
 
 
 @pytest.mark.slow
