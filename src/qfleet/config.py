@@ -171,7 +171,8 @@ def explain(error: ValidationError, cls: type[BaseModel], where: str) -> str:
         return f"{field} = {value!r}: no such field; {did_you_mean(path[-1], names_here)}"
     if problem["type"] == "missing":
         return f"{field}: this field is required"
-    message = problem["msg"][0].lower() + problem["msg"][1:]
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
     return f"{field} = {value!r}: {message}"
 
 

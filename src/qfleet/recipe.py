@@ -13,7 +13,7 @@ from qfleet.config import (
 from qfleet.envs.make import probe_spec
 from qfleet.envs.source import EnvFactory
 from qfleet.errors import UsageError
-from qfleet.plugins import PLUGIN_SECTIONS
+from qfleet.plugins import PLUGIN_SECTIONS, learns_from, load_plugin
 from qfleet.run_config import RunConfig, build_config
 
 
@@ -107,7 +107,7 @@ def find_recipe(name: str, env_id: str | None = None) -> Recipe:
 
 
 def recipe_for_env(env_id: str, algo: str | None = None) -> Recipe | None:
-    """The recipe made for this environment, else its family's: the one with `algo`, else the default one."""
+    """The recipe made for this environment, else its family's: with `algo`, with one that learns alike, the default."""
     recipes = list_recipes()
     own = next((recipe for recipe in recipes if recipe.env_id == env_id), None)
     family = family_of(env_id)
@@ -116,7 +116,11 @@ def recipe_for_env(env_id: str, algo: str | None = None) -> Recipe | None:
     of_family = [recipe for recipe in recipes if recipe.name.startswith(f"{family.name}-")]
     named = [recipe for recipe in of_family if recipe.name == f"{family.name}-{algo}"]
     like = [recipe for recipe in of_family if recipe.algo == algo]
-    return (named or like or [recipe for recipe in of_family if recipe.name == family.default])[0]
+    default = [recipe for recipe in of_family if recipe.name == family.default]
+    alike: list[Recipe] = []
+    if algo is not None and not named and not like and _learns_from(algo) != _learns_from(default[0].algo):
+        alike = [recipe for recipe in of_family if _learns_from(recipe.algo) == _learns_from(algo)]
+    return (named or like or alike or default)[0]
 
 
 def choose_recipe(
@@ -145,6 +149,10 @@ def family_of(env_id: str) -> Family | None:
     """The family of an environment, None if it has none; a module that registers it may stand before it."""
     name = env_id.rpartition(":")[2]
     return next((family for family in FAMILIES if name.startswith(family.starts) or name.endswith(family.ends)), None)
+
+
+def _learns_from(algo: str) -> str:
+    return learns_from(load_plugin("algo", algo))
 
 
 def read_config(path: Path) -> RunConfig:

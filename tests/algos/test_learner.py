@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from qfleet.experiment import Experiment
+from qfleet.networks.spectral import spectral_layers
 from qfleet.policy import make_blueprint
 from qfleet.roles.learner import Learner
 from qfleet.types import Sample, Transitions
@@ -107,6 +108,27 @@ def test_normalisation_learns_from_each_batch_and_the_target_sees_the_same(learn
     np.testing.assert_allclose(made.online.buffers[4:8], seen.var(axis=0), rtol=1e-4)
     assert made.online.buffers[8] == 12
     assert torch.equal(made.target.buffers, made.online.buffers)
+
+
+def test_with_spectral_norms_the_target_stays_where_it_is_between_its_updates(learner: Callable[..., Learner]) -> None:
+    made = learner(
+        {"network": "mlp", "network.hidden": [8], "network.spectral_norm": [-2], "algo.target_period_updates": 3}
+    )
+    obs = torch.from_numpy(sample(9).transitions.obs)
+    values = []
+    for number in range(6):
+        made.learn(sample(number))
+        values.append(made.target.infer(obs).clone())
+    assert torch.equal(values[2], values[3]) and torch.equal(values[3], values[4])
+    assert not torch.equal(values[1], values[2])
+    assert torch.equal(values[5], made.online.infer(obs))
+    followed = learner(
+        {"network": "mlp", "network.hidden": [8], "network.spectral_norm": [-2], "algo.target_update": "soft"}
+    )
+    for number in range(20):
+        followed.learn(sample(number))
+    (layer,) = spectral_layers(followed.target.module)
+    assert float(torch.linalg.matrix_norm(layer.weight().detach(), 2)) == pytest.approx(1.0, abs=0.01)
 
 
 def test_a_learner_restored_goes_on_alike(learner: Callable[..., Learner]) -> None:

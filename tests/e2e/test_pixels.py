@@ -88,6 +88,7 @@ def test_a_family_has_its_recipes() -> None:
         ("ALE/Pong-v5", "fast", ()): "atari-fast",
         ("ALE/Pong-v5", None, (("algo", "dqn"),)): "atari-dqn",
         ("ALE/Pong-v5", None, (("algo", "c51"),)): "atari-rainbow",
+        ("ALE/Pong-v5", None, (("algo", "qr_dqn"),)): "atari-dqn",  # the default's fields are of rollouts
         ("MinAtar/Asterix-v0", None, ()): "minatar-dqn",
         ("MinAtar/Asterix-v0", "pqn", ()): "minatar-pqn",
         ("MinAtar/Asterix-v0", "atari-pqn", ()): "atari-pqn",
@@ -95,7 +96,9 @@ def test_a_family_has_its_recipes() -> None:
         ("CartPole-v1", None, (("algo", "dqn"),)): "cartpole",
     }
     for (env_id, name, overrides), expected in chosen.items():
-        assert choose_recipe(env_id, name, list(overrides)).name == expected
+        chosen_recipe = choose_recipe(env_id, name, list(overrides))
+        assert chosen_recipe.name == expected
+        build_config(chosen_recipe.values, list(overrides))  # its fields are those of the algorithm
 
 
 def test_recipes_of_a_family_differ_in_no_game_and_learn_from_clipped_rewards_of_full_games() -> None:

@@ -202,6 +202,11 @@ def test_refusals(fields: dict[str, Any], message: str) -> None:
         make_env_batch(EnvConfig(id="ALE/Pong-v5", **fields))
 
 
+def test_a_name_without_its_family_is_proposed() -> None:
+    with pytest.raises(UsageError, match=r"'Pong-v5'; did you mean ALE/Pong-v5 "):
+        probe_spec(EnvConfig(id="Pong-v5"))
+
+
 def test_what_the_vector_version_cannot_do_is_stepped_by_wrappers() -> None:
     assert not probe_spec(EnvConfig(id="ALE/Pong-v5", kwargs={"difficulty": 1})).is_native
     with pytest.raises(UsageError, match="native is not possible"):

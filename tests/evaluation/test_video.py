@@ -114,6 +114,11 @@ def test_refusals(minatar_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         check_video(tmp_path / "game.avi")
     with pytest.raises(UsageError, match="there is no folder"):
         check_video(tmp_path / "nowhere" / "game.gif")
+    (tmp_path / "taken.gif").mkdir()  # before an episode is played, and whoever runs the test
+    with pytest.raises(UsageError, match=r"taken\.gif: Is a directory; write it elsewhere"):
+        check_video(tmp_path / "taken.gif")
+    check_video(tmp_path / "game.gif")
+    assert not (tmp_path / "game.gif").exists()
     silent = env.model_copy(update={"id": "qfleet/Identity-v0", "max_episode_steps": None})
     with pytest.raises(UsageError, match="qfleet/Identity-v0 draws no pictures"):
         record_episode(player, silent, tmp_path / "game.gif", seed=7, max_env_steps=5)

@@ -82,6 +82,8 @@ def test_normalisation_is_learned_by_observe_on_scaled_pixels() -> None:
 def test_a_cnn_without_an_image_is_refused_with_the_way_out() -> None:
     with pytest.raises(UsageError, match=r"36 x 36, not shape \(4,\); use 'mlp'"):
         build_body(NetworkConfig(kind="cnn"), (4,))
+    with pytest.raises(UsageError, match=r"not shape \(4, 20, 20\); use 'small_cnn' or 'impala_cnn' or"):
+        build_body(NetworkConfig(kind="cnn"), (4, 20, 20))
 
 
 MODULE = """
@@ -145,7 +147,7 @@ def test_a_users_module_that_is_absent_is_refused() -> None:
 def test_a_misspelt_kind_is_refused_before_anything_runs() -> None:
     from qfleet.config import parse_section
 
-    with pytest.raises(ConfigError, match=r"network.kind = 'cnnn'"):
+    with pytest.raises(ConfigError, match=r"^network.kind = 'cnnn': no such network.*did you mean cnn\?"):
         parse_section(NetworkConfig, {"kind": "cnnn"}, "network")
 
 

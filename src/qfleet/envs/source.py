@@ -6,6 +6,7 @@ user's script registered is known there too.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import difflib
 import importlib
@@ -224,6 +225,9 @@ def _find_registered(name: str) -> Registration:
             except ImportError as error:
                 raise missing_package(name, error) from error
     if name not in gym.registry:
+        for _, _, module in _REGISTERED_BY:  # so that what they offer can be proposed
+            with contextlib.suppress(ImportError):
+                importlib.import_module(module)
         raise UsageError(f"no environment is called {name!r}{_nearest(name, list(gym.registry))}")
     return gym.spec(name)
 
@@ -251,6 +255,7 @@ def _find_in_module(label: str) -> tuple[Registration | None, EnvFactory | None]
 
 
 def _nearest(name: str, known: list[str]) -> str:
-    by_lower = {key.lower(): key for key in known}
+    # A name without its family ("Pong-v5") is near too; where two families have it, the first one counts.
+    by_lower = {key.lower().rpartition("/")[2]: key for key in reversed(known)} | {key.lower(): key for key in known}
     near = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.75)
     return f"; did you mean {' or '.join(by_lower[key] for key in near)}?" if near else ""

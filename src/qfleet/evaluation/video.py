@@ -77,7 +77,7 @@ def check_video(path: Path) -> None:
     """Refuse a file that could not be written, before anything is played.
 
     Raises:
-        UsageError: neither mp4 nor gif, or its folder is not there.
+        UsageError: neither mp4 nor gif, its folder is not there, or it cannot be written.
         MissingExtraError: an mp4 without ffmpeg.
     """
     if path.suffix.lower() not in SUFFIXES:
@@ -89,6 +89,14 @@ def check_video(path: Path) -> None:
             f"--video {path}: an mp4 needs imageio_ffmpeg, which is not installed: pip install 'qfleet[video]' "
             "(a gif needs nothing)"
         )
+    is_new = not path.exists()
+    try:
+        with path.open("ab"):  # what was there stays until it is written over
+            pass
+    except OSError as error:
+        raise UsageError(f"--video {path}: {error.strerror or first_line(error)}; write it elsewhere") from None
+    if is_new:
+        path.unlink()
 
 
 def record_episode(player: Player, env: EnvConfig, path: Path, seed: int, max_env_steps: int | None = None) -> Film:

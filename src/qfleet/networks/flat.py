@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from qfleet.errors import CheckpointError, UsageError
 from qfleet.networks.explicit import ExplicitMLP
 from qfleet.networks.path import REFERENCE, ComputePath, forward_of
+from qfleet.networks.spectral import spectral_layers
 from qfleet.types import ParamSnapshot
 
 Result = TypeVar("Result")
@@ -75,6 +76,7 @@ class FlatNetwork:
             end = offset + value.numel()
             value.set_(self.buffers[offset:end].view(value.shape))  # type: ignore[call-overload]
             offset = end
+        self._norms = spectral_layers(self.module)
         self.layout_hash = layout_hash(self.module)
         self._explicit = ExplicitMLP.of(self.module) if path.is_reference else None
         self._forward = forward_of(self.module, path)
@@ -143,6 +145,18 @@ class FlatNetwork:
                 f"this one is {self.layout_hash[:12]} with {self.num_parameters}; use the same network and algorithm"
             )
         self.copy_from(np.asarray(snapshot.vector), np.asarray(snapshot.buffers))
+
+    def follow_statistics(self, other: FlatNetwork) -> None:
+        """Take over another's observation statistics; the vectors of the spectral norms stay those of own weights."""
+        own = [layer.u.clone() for layer in self._norms]
+        self.buffers.copy_(other.buffers)
+        for layer, vector in zip(self._norms, own, strict=True):
+            layer.u.copy_(vector)
+
+    def renew_norms(self) -> None:
+        """Let the spectral norms follow a small change of the parameters: one power iteration."""
+        for layer in self._norms:
+            layer.observe()
 
     def copy_from(self, vector: np.ndarray, buffers: np.ndarray) -> None:
         """Copy raw vectors in (float32 [P], float32 [F])."""

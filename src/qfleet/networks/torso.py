@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import importlib
 import math
+import re
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from qfleet.config import PositiveInt, Section
+from qfleet.config import PositiveInt, Section, did_you_mean
 from qfleet.errors import UsageError
 from qfleet.networks.convolutions import (
     ConvStyle,
@@ -56,7 +57,7 @@ class NetworkConfig(Section):
     or "package.module:Class", called as Class(obs_shape) and mapping float32 [B, *O] to features [B, F].
     """
 
-    kind: str = Field(default="auto", pattern=r"^(auto|mlp|cnn|small_cnn|impala_cnn|minatar_cnn|[\w.]+:\w+)$")
+    kind: str = "auto"
     hidden: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = None
     width: PositiveInt = 1
     activation: Literal["relu", "tanh", "silu", "gelu"] = "relu"
@@ -65,6 +66,14 @@ class NetworkConfig(Section):
     normalize_observations: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: Literal["auto", "never", "always"] = "auto"
+
+    @field_validator("kind")
+    @classmethod
+    def _known_kind(cls, value: str) -> str:
+        known = ["auto", "mlp", *IMAGE_KINDS]
+        if value not in known and not re.fullmatch(r"[\w.]+:\w+", value):
+            raise ValueError(f"no such network, nor a package.module:Class of yours; {did_you_mean(value, known)}")
+        return value
 
 
 def dense_layers(size: int, widths: tuple[int, ...], config: NetworkConfig) -> list[nn.Module]:
@@ -172,10 +181,12 @@ def build_body(config: NetworkConfig, obs_shape: tuple[int, ...]) -> nn.Module:
     """
     kind = choose_kind(obs_shape) if config.kind == "auto" else config.kind
     if kind in IMAGE_KINDS:
-        least = SMALLEST[kind]
-        if len(obs_shape) not in (2, 3) or sorted(obs_shape)[-2] < least:
+        least, size = SMALLEST[kind], sorted(obs_shape)[-2] if len(obs_shape) in (2, 3) else 0
+        if size < least:
+            fitting = [f"'{name}'" for name, smallest in SMALLEST.items() if smallest <= size]
             raise UsageError(
-                f"network.kind = {kind!r} needs images of at least {least} x {least}, not shape {obs_shape}; use 'mlp'"
+                f"network.kind = {kind!r} needs images of at least {least} x {least}, not shape {obs_shape}; "
+                f"use {' or '.join([*fitting, repr('mlp')])}"
             )
         return image_body(obs_shape, config, kind)
     if config.width != 1:

@@ -272,8 +272,11 @@ def stores_frames_once(config: ReplayConfig, spec: EnvSpec) -> bool:
     if config.store_frames_once == "auto" and config.compression is None:
         return looks_like_frames(spec)
     if config.store_frames_once and not is_frame_stack(spec):  # "auto" comes here where frames are to be compressed
+        field, fix = "replay.store_frames_once", "set it to false"
+        if config.compression is not None:
+            field, fix = f"replay.compression = {config.compression!r}", "leave it out"
         raise ConfigError(
-            f"replay.store_frames_once: observations of {spec.env_id} are {spec.obs_dtype} {list(spec.obs_shape)}, "
-            "not stacks of frames (uint8 [K, H, W]); set it to false"
+            f"{field}: observations of {spec.env_id} are {spec.obs_dtype} {list(spec.obs_shape)}, "
+            f"not stacks of frames (uint8 [K, H, W]); {fix}"
         )
     return bool(config.store_frames_once)

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 import torch
 
-from qfleet.algos.base import Batch, LossOutput, Minibatch
+from qfleet.algos.base import Batch, LossOutput, Minibatch, ReplayAlgorithmConfig
 from qfleet.errors import DivergenceError
 from qfleet.networks.flat import FlatNetwork, as_tensor
 from qfleet.networks.noisy import noisy_layers
@@ -46,6 +46,7 @@ class BaseLearner(ABC):
         self.config = blueprint.algo
         self.online: FlatNetwork = blueprint.build_network()
         self.target: FlatNetwork = copy_network(self.online) if self.config.has_target else self.online
+        self._copies_target = isinstance(self.config, ReplayAlgorithmConfig) and self.config.target_update == "hard"
         self.optimizer = VectorOptimizer(self.config.optimizer, self.config.learning_rate, self.online.vector)
         self.version = 0
         self._pulled_version = -1  # the version that `pull` left here, -1 once it has been trained on
@@ -112,7 +113,14 @@ class BaseLearner(ABC):
     def follow_statistics(self) -> None:
         """Let the target network use the online one's observation statistics."""
         if self.target is not self.online:
+            self.target.follow_statistics(self.online)
+
+    def _follow_norms(self) -> None:
+        """Let the target's spectral norms be those of the parameters that it has got: between, it does not move."""
+        if self._copies_target:
             self.target.buffers.copy_(self.online.buffers)
+        else:
+            self.target.renew_norms()
 
     def measure(self, sample: Drawn) -> None:
         """Take `gradient_norm` anew, where the gradient vector has become a mean over several learners.
@@ -143,6 +151,7 @@ class BaseLearner(ABC):
         share = self.config.target_share(self.version - 1, self.version)
         if share > 0.0:
             self.target.vector.lerp_(self.online.vector, share)
+            self._follow_norms()
 
     def pull(self, *slices: ParamSlice) -> None:
         """Take over what servers published: the newest version's parameters, and the target's where a slice has it.
@@ -159,6 +168,8 @@ class BaseLearner(ABC):
                 self.online.vector[part.offset : end] = as_tensor(part.vector)
             if part.target is not None:
                 self.target.vector[part.offset : end] = as_tensor(part.target)
+        if any(part.target is not None for part in slices):
+            self._follow_norms()
         self.version = self._pulled_version = newest
 
     def snapshot(self) -> ParamSnapshot:

@@ -67,7 +67,7 @@ class ReplayActor(RemoteActor):
     def _pull(self, newest: ParamSlice, with_target: ParamSlice) -> None:
         if newest.version != self.version:
             self.online.load(ParamSnapshot(newest.version, newest.vector, newest.buffers, newest.layout_hash))
-            self.target.buffers.copy_(self.online.buffers)  # observation statistics, as the learner keeps them
+            self.target.follow_statistics(self.online)  # observation statistics, as the learner keeps them
             self.version = newest.version
         source = newest if newest.target is not None else with_target
         if source.target_version != self._target_version:

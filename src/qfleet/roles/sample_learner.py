@@ -87,7 +87,7 @@ class SampleLearner:
             yield gradient
             if learner.has_statistics:
                 yield learner.online.buffers
-                learner.target.buffers.copy_(learner.online.buffers)
+                learner.follow_statistics()
             learner.measure(sample)
             learner.step(sample)
         return self._reply(draws, priorities, started)
