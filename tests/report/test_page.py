@@ -73,6 +73,14 @@ def test_several_configurations_are_told_apart(write_run: WriteRun) -> None:
     assert len(ids) == len(set(ids))
 
 
+def test_the_target_is_drawn_where_the_page_says_so(write_run: WriteRun) -> None:
+    paths = [write_run("a"), write_run("b", summary={"target_return": None}, **{"algo.gamma": 0.5})]
+    for runs, has_target in ((paths, True), (paths[1:], False)):
+        page = report_page(make_report(runs, has_film=False))
+        assert ("Dotted: the target, 25." in page) == has_target
+        assert ('class="threshold"' in page) == has_target
+
+
 def test_fifty_runs(write_run: WriteRun) -> None:
     paths = [write_run(f"r{number}", **{"algo.gamma": 0.5 + number / 200}) for number in range(50)]
     page = report_page(make_report(paths, has_film=False))
