@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -73,6 +75,27 @@ def tiny_config(env_id: str | None, changes: dict[str, Any]) -> RunConfig:
         if issubclass(algo, EpochsConfig):
             tiny_values |= {"algo.num_epochs": 2, "algo.num_minibatches": 2}
     return build_config(values, [("env.id", env_id), *{**tiny_values, **changes}.items()])
+
+
+CHROMIUM = next((path for name in ("chromium", "google-chrome") if (path := shutil.which(name))), None)
+
+
+@pytest.fixture
+def shown(tmp_path: Path) -> Callable[[str], str]:
+    """shown(url): the page as Chromium has it once its script has come to rest; a word on its console is a failure."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here")
+
+    def show(url: str) -> str:
+        quiet = ["gpu", "quic", "background-networking", "component-update", "sync"]
+        options = ["--headless", "--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet)]
+        options += ["--enable-logging=stderr", "--v=0", "--virtual-time-budget=10000", "--dump-dom"]
+        command = [str(CHROMIUM), *options, f"--user-data-dir={tmp_path / 'profile'}", url]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        assert "CONSOLE" not in done.stderr, done.stderr
+        return done.stdout
+
+    return show
 
 
 @pytest.fixture(autouse=True)

@@ -19,6 +19,7 @@ from typing import Any, cast
 import numpy as np
 
 from qfleet.errors import MissingExtraError, QfleetError, UsageError
+from qfleet.ops.observations import as_declared
 from qfleet.types import Array, BoolArray, EnvSpec, FloatArray, IntArray
 
 try:
@@ -89,7 +90,7 @@ class _Asker:
         return EnvSpec(**{**values, "obs_shape": tuple(values["obs_shape"])})
 
     def _build(self, obs: Array, mask: BoolArray | None, wants_values: bool, spec: EnvSpec) -> _Call:
-        array = np.asarray(obs, np.dtype(spec.obs_dtype))
+        array = as_declared(obs, spec.obs_dtype)
         is_batch = array.ndim == len(spec.obs_shape) + 1
         if array.shape[is_batch:] != spec.obs_shape:
             raise UsageError(f"observation of shape {array.shape}; this policy takes {spec.obs_shape} or a batch of it")
@@ -134,7 +135,9 @@ class _Asker:
         )
 
     def _unreachable(self, error: Exception) -> ServedPolicyError:
-        return ServedPolicyError(f"{self.url}: {str(error).lower() or type(error).__name__}")
+        reason = str(error).lower() or type(error).__name__
+        is_nobody = isinstance(error, httpx.ConnectError) and "certificate" not in reason
+        return ServedPolicyError(f"{self.url}: {reason}{'; is a policy served there?' if is_nobody else ''}")
 
 
 class PolicyClient(_Asker):
@@ -182,7 +185,7 @@ class PolicyClient(_Asker):
         """The greedy action of one observation (an int) or of a batch (int64 [B]); illegal actions are left out.
 
         Raises:
-            UsageError: the shape fits neither.
+            UsageError: the shape fits neither, or the numbers are not of the declared dtype.
             ServedPolicyError: no answer, or a refusal.
         """
         return self.answer(obs, action_mask).action

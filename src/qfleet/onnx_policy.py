@@ -19,6 +19,7 @@ import numpy as np
 
 from qfleet.errors import CheckpointError, MissingExtraError, UsageError, first_line
 from qfleet.ops.exploration import greedy
+from qfleet.ops.observations import as_declared
 from qfleet.types import Array, BoolArray, EnvSpec, FloatArray, IntArray
 
 if TYPE_CHECKING:
@@ -154,9 +155,9 @@ class OnnxPolicy:
         """Action values of one observation [*O] -> [A], or of a batch [B, *O] -> [B, A].
 
         Raises:
-            UsageError: the shape fits neither.
+            UsageError: the shape fits neither, or the numbers are not of the declared dtype.
         """
-        obs = np.asarray(obs, self._dtype)
+        obs = as_declared(obs, self._dtype)
         if obs.shape == self._shape:
             return cast(FloatArray, self.infer(obs[None])[0][0])
         return self.infer(self._require_batch(obs))[0]
@@ -165,9 +166,9 @@ class OnnxPolicy:
         """The greedy action of one observation (an int) or of a batch (int64 [B]); illegal actions are left out.
 
         Raises:
-            UsageError: the shape fits neither.
+            UsageError: the shape fits neither, or the numbers are not of the declared dtype.
         """
-        obs = np.asarray(obs, self._dtype)
+        obs = as_declared(obs, self._dtype)
         is_single = obs.shape == self._shape
         if is_single and action_mask is None:
             return int(self._run(_ACTION, {"obs": obs[None]})[0][0])

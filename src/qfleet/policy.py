@@ -17,6 +17,7 @@ from qfleet.errors import CheckpointError, UsageError
 from qfleet.networks.noisy import set_mean_only
 from qfleet.onnx_policy import OnnxPolicy
 from qfleet.ops.exploration import greedy
+from qfleet.ops.observations import as_declared
 from qfleet.roles.blueprint import Blueprint
 from qfleet.run_config import RunConfig, build_config
 from qfleet.storage import read_verified, write_file
@@ -47,9 +48,9 @@ class Policy:
         """Action values of one observation [*O] -> [A], or of a batch [B, *O] -> [B, A].
 
         Raises:
-            UsageError: the shape fits neither.
+            UsageError: the shape fits neither, or the numbers are not of the declared dtype.
         """
-        obs = np.asarray(obs, dtype=self.spec.obs_dtype)
+        obs = as_declared(obs, self.spec.obs_dtype)
         is_single = obs.shape == self.spec.obs_shape
         batch = obs[None] if is_single else obs
         if batch.shape[1:] != self.spec.obs_shape:

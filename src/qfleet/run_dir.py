@@ -30,6 +30,8 @@ def refuse_others(run_dir: Path) -> None:
         raise UsageError(f"{run_dir}: several runs; give one of them: {run_dir / members[0]} (of {', '.join(members)})")
     if not run_dir.exists():
         raise UsageError(f"{run_dir}: no such directory")
+    if not run_dir.is_dir():
+        raise UsageError(f"{run_dir}: a file, not a run directory; of exported policies only .onnx files are read back")
     raise UsageError(f"{run_dir}: no run here (config.toml is missing)")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -10,13 +11,14 @@ from qfleet.errors import CheckpointError, QfleetError
 from qfleet.types import SavedFile
 
 
-def write_file(folder: Path, name: str, content: bytes) -> SavedFile:
+def write_file(folder: Path, name: str, content: bytes, *, chosen_by: str = "--run-dir") -> SavedFile:
     """Write folder/name in one step, as far as any reader can tell.
 
     Args:
         folder: an existing or new folder; the result's path is relative to it.
         name: relative path, "/" between its parts.
         content: the bytes.
+        chosen_by: the option that says where to, for the error.
 
     Raises:
         QfleetError: the disk is full or not writable; nothing that was there before is harmed.
@@ -32,9 +34,10 @@ def write_file(folder: Path, name: str, content: bytes) -> SavedFile:
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the first error says more
+            temporary.unlink(missing_ok=True)
         raise QfleetError(
-            f"cannot write {path}: {error.strerror or error}; free space or choose another --run-dir"
+            f"cannot write {path}: {error.strerror or error}; free space or choose another {chosen_by}"
         ) from error
     return SavedFile(path=name, num_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 

@@ -31,6 +31,9 @@ def test_export_prints_the_agreement_and_writes_beside_the_run(
     [
         (("export", "nowhere"), ["nowhere", "no such directory"]),
         (("export", ".", "--format", "pickle"), ["no run here"]),
+        (("export", "short"), ["short: a file, not a run directory", "only .onnx files are read back"]),
+        (("serve", "short"), ["short: a file, not a run directory"]),
+        (("evaluate", "short"), ["short: a file, not a run directory"]),
         (("serve",), ["nothing to serve", "--watch RUN"]),
         (("serve", "absent.onnx"), ["absent.onnx", "no such file"]),
         (("serve", "absent.onnx", "--host", "0.0.0.0"), ["--host 0.0.0.0", "--token-file", "--insecure"]),
@@ -48,3 +51,24 @@ def test_wrong_requests(cli: Cli, tmp_path: Path, args: tuple[str, ...], parts: 
     assert len(result.stderr.splitlines()) == 1
     for part in parts:
         assert part in result.stderr
+
+
+def test_what_cannot_be_written_names_the_option(cli: Cli, saved_policy: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = cli("export", saved_policy("CartPole-v1"), "--format", "safetensors", "--out", "file/p.safetensors")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: cannot write file/p.safetensors: ")
+    assert result.stderr.endswith("choose another --out\n")
+
+
+def test_the_largest_request_fits_into_the_queue(
+    cli: Cli, saved_policy: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qfleet.cli import serve
+
+    asked: list[Any] = []
+    monkeypatch.setattr(serve, "run_server", lambda settings, *rest: asked.append(settings))
+    monkeypatch.setattr(serve, "prepare_model", lambda settings, *rest: settings)
+    for max_batch in (64, 4096):
+        assert cli("serve", "any.onnx", "--max-batch", max_batch).exit_code == 0
+    assert [settings.max_queue for settings in asked] == [1024, 4 * 4096]

@@ -18,7 +18,8 @@ from safetensors import safe_open
 from qfleet import load_policy
 from qfleet.errors import CheckpointError, ExportError, UsageError
 from qfleet.export import exporting
-from qfleet.export.exporting import export_run
+from qfleet.export.exporting import Export, export_run
+from qfleet.export.onnx_file import build_onnx, inner_layers
 from qfleet.networks.noisy import NoisyLinear
 from qfleet.onnx_policy import OnnxPolicy
 
@@ -183,21 +184,29 @@ def test_what_disagrees_leaves_no_file_and_keeps_the_old_one(
 
 
 @pytest.mark.parametrize("kind", ["mlp", "images"])
-def test_int8_keeps_the_actions_or_is_refused(saved_policy: SavedPolicy, kind: str, tmp_path: Path) -> None:
+def test_int8_keeps_the_actions_whatever_else_is_in_a_batch(
+    saved_policy: SavedPolicy, kind: str, tmp_path: Path
+) -> None:
     run_dir = saved_policy(*KINDS[kind])
     out = tmp_path / "policy.onnx"
-    try:
-        exported = export_run(run_dir, "onnx", out, int8=True)
-    except ExportError as error:
-        assert "--int8" in str(error)
-        assert not out.exists()
-        return
+    exported = export_run(run_dir, "onnx", out, int8=True)
     assert exported.agreement.equal_actions >= 0.99
     assert exported.agreement.returns is not None
-    description = OnnxPolicy.read(out).description.body
+    policy = OnnxPolicy.read(out)
+    description = policy.description.body
     assert description["int8"]
     assert description["agreement"]["returns"]["num_episodes"] == 4
     assert b"zero_point" in out.read_bytes(), "quantised"
+    obs = draw_observations(policy, 8)
+    for values, one in zip(policy.q_values(obs), obs, strict=True):  # type: ignore[arg-type]
+        np.testing.assert_allclose(policy.q_values(one), values, rtol=1e-5, err_msg="whatever else is in the batch")
+
+
+def test_int8_leaves_the_first_and_the_last_layer_as_they_are(saved_policy: SavedPolicy) -> None:
+    # Values of c51 are a product of the last layer's probabilities with the atoms: no layer.
+    for hidden, inner in ([8, 8, 8], ["node_linear_1", "node_linear_2"]), ([8], ["node_linear", "node_linear_1"]):
+        export = Export(saved_policy("CartPole-v1", {"algo": "c51", "network.hidden": hidden}))
+        assert inner_layers(build_onnx(export.network, export.obs[:2]).graph) == inner
 
 
 def test_an_altered_file_is_found_out_by_its_golden_observations(cartpole_onnx: Path) -> None:

@@ -24,6 +24,12 @@ def test_resamples_of_many_values_are_drawn_from_a_fixed_seed() -> None:
     assert any(len(set(row)) < 6 for row in drawn.tolist()), "with replacement"
 
 
+def test_equal_values_have_an_interval_of_no_width() -> None:
+    for num in (3, 37):  # 1/37 is no sum of powers of two
+        low, high = bootstrap_interval(np.full(num, 500.0))
+        assert (float(low), float(high)) == (500.0, 500.0)
+
+
 def test_many_values_are_resampled_in_parts_that_are_the_same_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.arange(9.0) ** 2
     whole, interval = resamples(9), bootstrap_interval(values)

@@ -83,6 +83,20 @@ def test_integers_beyond_64_bits_are_numbers_too(client: TestClient) -> None:
     assert client.post("/v1/act", content=b'{"obs": [0, 1' + b"0" * 30 + b", 0, 0]}", headers=JSON).status_code == 200
 
 
+def test_values_that_overflow_are_the_observations_fault(client: TestClient) -> None:
+    large = [3e38, 3e38, -3e38, 3e38]
+    for body in ({"obs": large}, {"obs": [OBS[0], large], "q_values": True}):
+        answer = client.post("/v1/act", json=body)
+        assert (answer.status_code, answer.json()["error"]["field"]) == (400, "obs")
+        assert "values overflow" in answer.json()["error"]["message"]
+
+
+def test_too_many_are_told_when_to_come_back(make_client: MakeClient) -> None:
+    answer = make_client(max_queue=2).post("/v1/act", json={"obs": OBS})
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
+    assert answer.json()["error"]["field"] == "server"
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -30,7 +30,8 @@ class Echo:
         assert self.gate.wait(30)
         if self.error is not None:
             raise self.error
-        return np.concatenate([obs, -obs], axis=1), obs[:, 0].astype(np.int64)
+        with np.errstate(invalid="ignore"):
+            return np.concatenate([obs, -obs], axis=1), obs[:, 0].astype(np.int64)
 
 
 def batcher(echo: Any, *, in_loop: bool, version: bytes = b"v1", **changes: Any) -> Batcher:
@@ -56,6 +57,18 @@ def test_each_request_gets_its_own_rows(in_loop: bool) -> None:
         assert [item.actions.tolist() for item in found] == [[1], [2, 3], [4], [5, 6]]
         assert found[1].q_values.tolist() == [[2, -2], [3, -3]]
         assert echo.batches == [4, 2], "four that came together, then what did not fit"
+
+    run(scenario)
+
+
+def test_what_overflows_is_refused_and_the_rest_of_its_batch_answered() -> None:
+    async def scenario() -> None:
+        made = batcher(Echo(), in_loop=True)
+        first, second = made.submit(rows(1)), made.submit(rows(2, np.inf))
+        assert (await first).q_values.tolist() == [[1, -1]]
+        with pytest.raises(RequestError, match="values overflow") as caught:
+            await second
+        assert (caught.value.status, caught.value.field) == (400, "obs")
 
     run(scenario)
 

@@ -128,7 +128,7 @@ def test_the_token_is_shown(make_client: Callable[..., TestClient]) -> None:
 def test_nobody_there_is_one_line() -> None:
     with (
         PolicyClient("http://127.0.0.1:1") as asked,
-        pytest.raises(ServedPolicyError, match=r"^http://127\.0\.0\.1:1: "),
+        pytest.raises(ServedPolicyError, match=r"^http://127\.0\.0\.1:1: .*; is a policy served there\?$"),
     ):
         asked.act(OBS[0])
     with pytest.raises(UsageError, match="starts with http"):

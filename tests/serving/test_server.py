@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from qfleet.client import PolicyClient, ServedPolicyError
-from qfleet.serving.server import open_socket
+from qfleet.errors import QfleetError, UsageError
+from qfleet.serving.server import check_tls, open_socket
 from qfleet.serving.settings import Settings
 
 from .conftest import TOKEN
@@ -55,14 +56,18 @@ def test_sigterm_answers_what_is_under_way(start_server: Callable[..., Any], mod
         assert idle.recv(10) == b""
 
 
-def test_tls_with_a_certificate_and_a_token(start_server: Callable[..., Any], model: Path, tmp_path: Path) -> None:
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+def make_certificate(cert: Path, key: Path, *options: str) -> None:
     subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
-    openssl = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject]
+    openssl = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-days", "2", *subject, *(options or ["-nodes"])]
     try:
         subprocess.run([*openssl, "-keyout", str(key), "-out", str(cert)], check=True, capture_output=True)
     except FileNotFoundError:
         pytest.skip("no openssl")
+
+
+def test_tls_with_a_certificate_and_a_token(start_server: Callable[..., Any], model: Path, tmp_path: Path) -> None:
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    make_certificate(cert, key)
     (tmp_path / "token").write_text(f"{TOKEN}\n")
     options = ["--tls-cert", cert, "--tls-key", key, "--token-file", tmp_path / "token", "--host", "0.0.0.0"]
     server = start_server(model, *options)
@@ -93,6 +98,27 @@ def test_a_bad_certificate_is_one_line(start_server: Callable[..., Any], model: 
     (tmp_path / "cert.pem").write_text("no certificate")
     with pytest.raises(AssertionError, match=r"error: --tls-cert .*cert\.pem"):
         start_server(model, "--tls-cert", tmp_path / "cert.pem", "--tls-key", tmp_path / "cert.pem")
+
+
+def test_a_key_with_a_password_is_refused_and_nobody_is_asked_for_it(tmp_path: Path) -> None:
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    make_certificate(cert, key, "-passout", "pass:secret")
+    with pytest.raises(UsageError, match=r"key\.pem: .*; a certificate and its key without a password are needed"):
+        check_tls(Settings(model="policy.onnx", tls_cert=str(cert), tls_key=str(key)))
+    with pytest.raises(UsageError, match=r"^--tls-key absent: no such file"):
+        check_tls(Settings(model="policy.onnx", tls_cert=str(cert), tls_key="absent"))
+
+
+def test_a_port_that_is_taken_is_a_failure_and_no_address_a_wrong_request() -> None:
+    with open_socket(Settings(model="policy.onnx", port=0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(
+            QfleetError, match=rf":{port}: address already in use; choose another with --port$"
+        ) as found:
+            open_socket(Settings(model="policy.onnx", port=port))
+    assert found.value.exit_code == 1
+    with pytest.raises(UsageError, match="cannot listen on 192"):
+        open_socket(Settings(model="policy.onnx", host="192.0.2.1"))
 
 
 def test_workers_share_the_port_and_all_reload(start_server: Callable[..., Any], model: Path, other_onnx: Path) -> None:

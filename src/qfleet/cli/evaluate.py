@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -78,6 +79,7 @@ def evaluate(
     if video is not None:
         from qfleet.evaluation.video import check_video
 
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # frames need no window, and no word about there being none
         check_video(video)
     if kind_of(policy) == "run":
         refuse_others(Path(policy))

@@ -52,7 +52,7 @@ def report(
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # frames need no window, and no word about there being none
     command = shlex.join(["qfleet", "report", *map(str, runs), "--out", str(out)])
     made = make_report(runs, has_film=frames, command=command)
-    write_file(out.parent, out.name, report_page(made).encode())
+    write_file(out.parent, out.name, report_page(made).encode(), chosen_by="--out")
     for one in made.unreadable:
         console.note(f"left out: {one.path}: {one.why}")
     if isinstance(made.film, str):

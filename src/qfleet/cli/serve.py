@@ -22,6 +22,7 @@ EXAMPLES = examples(
     "qfleet serve --watch runs/acrobot --workers 4",
 )
 ENGINES = ("uvicorn", "ray")
+MIN_QUEUE = 1024  # observations
 
 
 def add_to(app: typer.Typer) -> None:
@@ -71,6 +72,8 @@ def serve(
         tls_key=None if tls_key is None else str(tls_key),
         max_batch=max_batch,
         max_wait_ms=max_wait_ms,
+        # The largest request fits several times, also where others wait.
+        max_queue=max(MIN_QUEUE, 4 * max_batch),
         num_workers=workers,
     )
     require_safe(settings, insecure=insecure)

@@ -212,7 +212,7 @@ def export_run(run_dir: Path, file_format: Format = "onnx", out: Path | None = N
         content, agreement, description = export.to_torch()
     else:
         content, agreement, description = export.to_safetensors()
-    write_file(out.parent, out.name, content)
+    write_file(out.parent, out.name, content, chosen_by="--out")
     return Exported(out, len(content), agreement, description)
 
 

@@ -7,7 +7,7 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from qfleet.export.network import GreedyNetwork
 from qfleet.types import Array
 
 OPSET = 18
+LAYERS = ("Conv", "Gemm", "MatMul")
 NEEDS_ONNX = "qfleet export --format onnx needs onnx, onnxscript and onnxruntime: pip install 'qfleet[onnx]'"
 
 
@@ -65,7 +66,10 @@ def build_onnx(network: GreedyNetwork, example: Array) -> Any:
 
 
 def quantize(model: Any, calibration: Array) -> Any:
-    """The model with int8 weights: static with calibrated activations where it convolves, else dynamic.
+    """The model with int8 weights in its inner layers, and activations whose ranges come from observations.
+
+    Ranges are fixed here, not taken from each batch: what one observation gets must not depend on which others were
+    asked together with it.
 
     Args:
         model: of `build_onnx`.
@@ -74,23 +78,48 @@ def quantize(model: Any, calibration: Array) -> Any:
     import onnx
     from onnxruntime import quantization
 
-    has_convolutions = any(node.op_type == "Conv" for node in model.graph.node)
     with tempfile.TemporaryDirectory() as folder, _quiet():
         before, after = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         onnx.save(model, before)
-        if has_convolutions:
-            quantization.quantize_static(
-                before,
-                after,
-                _Calibration(calibration),
-                per_channel=True,
-                op_types_to_quantize=["Conv", "Gemm", "MatMul"],
-                activation_type=quantization.QuantType.QUInt8,
-                weight_type=quantization.QuantType.QInt8,
-            )
-        else:
-            quantization.quantize_dynamic(before, after, per_channel=True, weight_type=quantization.QuantType.QInt8)
+        quantization.quantize_static(
+            before,
+            after,
+            _Calibration(calibration),
+            per_channel=True,
+            op_types_to_quantize=list(LAYERS),
+            nodes_to_quantize=inner_layers(model.graph),
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+        )
         return onnx.load(after)
+
+
+def inner_layers(graph: Any) -> list[str]:
+    """Names of the layers that int8 does little harm to: convolutions, and linear layers between others.
+
+    The first linear layer sees observations whose parts have scales of their own, and the last one gives values that
+    differ by little. Where there are none but these, all of them.
+    """
+    matrices = {weight.name for weight in graph.initializer if len(weight.dims) > 1}
+    # A product with a vector is no layer: a distribution's mean over its atoms.
+    layers = [node for node in graph.node if node.op_type in LAYERS and not matrices.isdisjoint(node.input)]
+    names = [node.name for node in layers]
+    fed = _after(names, graph.node, "input", "output")
+    feeding = _after(names, reversed(graph.node), "output", "input")
+    return [node.name for node in layers if node.op_type == "Conv" or node.name in fed & feeding] or names
+
+
+def _after(layers: Sequence[str], nodes: Iterable[Any], entry: str, leave: str) -> set[str]:
+    """Names of the nodes that one of the layers leads to, going through `nodes` in their order."""
+    reached: set[str] = set()
+    tensors: set[str] = set()
+    for node in nodes:
+        is_reached = not tensors.isdisjoint(getattr(node, entry))
+        if is_reached:
+            reached.add(node.name)
+        if is_reached or node.name in layers:
+            tensors.update(getattr(node, leave))
+    return reached
 
 
 def with_metadata(model: Any, key: str, text: str) -> bytes:

@@ -64,7 +64,8 @@ def bootstrap_interval(
         raise ValueError(f"level {level} is not between 0 and 1")
     of_batch = _medians if statistic == "median" else _means
     found = np.concatenate([of_batch(values, drawn) for drawn in _resample_batches(len(values))])
-    found.sort(axis=0)
+    # A mean of equal values is off by a rounding; no resample's statistic lies outside of the values.
+    found = np.sort(np.clip(found, values.min(axis=0), values.max(axis=0)), axis=0)
     return quantile(found, (1.0 - level) / 2.0), quantile(found, (1.0 + level) / 2.0)
 
 

@@ -118,15 +118,20 @@ def _learning(groups: Sequence[Group], axis: str) -> LineChart:
         for group, curve in curves
         if curve.x
     ]
-    targets = {run.target for group in groups for run in group.runs}
     return LineChart(
         name=axis,
         title=f"Validation return against {AXIS_TITLES[axis]}",
         x_title=AXIS_TITLES[axis],
         lines=[Line(group.label, curve.x, curve.mean, curve.low, curve.high) for group, curve in curves],
         words="Mean over seeds with 95% interval: " + "; ".join(ends) + ".",
-        level=next(iter(targets)) if len(targets) == 1 else None,
+        level=_target([run for group in groups for run in group.runs]),
     )
+
+
+def _target(runs: Sequence[Run]) -> float | None:
+    """The target of all runs, None where they have several or none; one without a target does not change it."""
+    targets = {run.target for run in runs} - {None}
+    return next(iter(targets)) if len(targets) == 1 else None
 
 
 def _training(groups: Sequence[Group]) -> LineChart:
@@ -141,8 +146,8 @@ def _training(groups: Sequence[Group]) -> LineChart:
 
 
 def _legend(report: Report) -> str:
-    targets = {run.target for run in report.runs} - {None}
-    target = f" Dotted: the target, {next(iter(targets)):g}." if len(targets) == 1 else ""
+    level = _target(report.runs)
+    target = "" if level is None else f" Dotted: the target, {level:g}."
     band = ", bands their 95% bootstrap intervals" if any(len(group.runs) > 1 for group in report.groups) else ""
     return (
         f"Lines are means over seeds of the greedy validation return{band}; both go as far as every seed has values. "

@@ -25,12 +25,13 @@ from qfleet.errors import QfleetError
 from qfleet.serving.batching import Batcher, Inferred
 from qfleet.serving.counters import Counters
 from qfleet.serving.openapi import document
-from qfleet.serving.page import PAGE, PAGE_HEADERS
+from qfleet.serving.page import PAGE_HEADERS, page
 from qfleet.serving.reload import Reloader
 from qfleet.serving.requests import ActRequest, Contract, RequestError
 from qfleet.serving.settings import Settings
 
 _JSON_HEADER = (b"content-type", b"application/json")
+_LATER = {"retry-after": "1"}
 _NO_MODEL = RequestError(503, "server", "no policy yet; try again")
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -192,16 +193,16 @@ class ServingApp:
         return guarded
 
     async def _page(self, request: Request) -> Response:
-        return Response(PAGE, media_type="text/html", headers=PAGE_HEADERS)
+        return Response(page(has_token=self._token is not None), media_type="text/html", headers=PAGE_HEADERS)
 
     async def _livez(self, request: Request) -> Response:
         return JSONResponse({"status": "alive"})
 
     async def _readyz(self, request: Request) -> Response:
         if self.is_draining:
-            return _error(503, "server", "about to stop")
+            return _error(503, "server", "about to stop", _LATER)
         if self._reloader.model is None:
-            return _error(503, "server", "no policy yet")
+            return _error(503, "server", "no policy yet", _LATER)
         return JSONResponse({"status": "ready", "version": self._reloader.model.policy.version})
 
     async def _metrics(self, request: Request) -> Response:
@@ -212,13 +213,13 @@ class ServingApp:
     async def _openapi(self, request: Request) -> Response:
         model = self._reloader.model
         if model is None or self._contract is None:
-            return _error(503, "server", "no policy yet", {"retry-after": "1"})
+            return _error(503, "server", "no policy yet", _LATER)
         return JSONResponse(document(model.policy, self._contract, has_token=self._token is not None))
 
     async def _policy(self, request: Request) -> Response:
         model = self._reloader.model
         if model is None:
-            return _error(503, "server", "no policy yet", {"retry-after": "1"})
+            return _error(503, "server", "no policy yet", _LATER)
         body = {key: value for key, value in model.policy.description.body.items() if key != "golden"}
         return JSONResponse({**body, "version": model.policy.version, "max_batch": self.settings.max_batch})
 

@@ -190,11 +190,16 @@ class Batcher:
 
     def _hand_out(self, batch: list[_Waiting], model: Model, q_values: FloatArray, actions: IntArray) -> None:
         self._counters.inferred(len(actions))
+        is_finite = np.isfinite(q_values).all()
         start = 0
         for item in batch:
             stop = start + len(item.obs)
-            if not item.future.done():
+            if item.future.done():
+                pass
+            elif is_finite or np.isfinite(q_values[start:stop]).all():
                 item.future.set_result(Inferred(q_values[start:stop], actions[start:stop], model.version))
+            else:  # JSON has no word for them, and the best of them means nothing
+                item.future.set_exception(RequestError(400, "obs", "so large that this policy's values overflow"))
             start = stop
 
     def _fail(self, batch: list[_Waiting], error: BaseException) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import importlib.util
 import logging
 import os
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -96,6 +98,7 @@ def open_socket(settings: Settings) -> socket.socket:
     """The listening socket.
 
     Raises:
+        QfleetError: the port is taken.
         UsageError: the address cannot be had.
     """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
@@ -108,7 +111,10 @@ def open_socket(settings: Settings) -> socket.socket:
     except (OSError, OverflowError) as error:
         listener.close()
         reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"cannot listen on {settings.host}:{settings.port}: {str(reason).lower()}") from None
+        message = f"cannot listen on {settings.host}:{settings.port}: {str(reason).lower()}"
+        if getattr(error, "errno", None) == errno.EADDRINUSE:
+            raise QfleetError(f"{message}; choose another with --port") from None
+        raise UsageError(message) from None
     listener.listen(BACKLOG)
     listener.set_inheritable(True)
     return listener
@@ -122,11 +128,22 @@ def check_tls(settings: Settings) -> None:
     """
     if settings.tls_cert is None:
         return
+    assert settings.tls_key is not None
+    for option, file in ("--tls-cert", settings.tls_cert), ("--tls-key", settings.tls_key):
+        try:
+            Path(file).read_bytes()
+        except OSError as error:
+            raise UsageError(f"{option} {file}: {(error.strerror or type(error).__name__).lower()}") from None
     try:
-        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(settings.tls_cert, settings.tls_key)
+        # An empty password, for OpenSSL would ask whoever sits at the terminal for one.
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(settings.tls_cert, settings.tls_key, password="")
     except (OSError, ssl.SSLError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise UsageError(f"--tls-cert {settings.tls_cert} --tls-key {settings.tls_key}: {reason}") from None
+        raise UsageError(
+            f"--tls-cert {settings.tls_cert} --tls-key {settings.tls_key}: {reason}; "
+            "a certificate and its key without a password are needed, both as PEM"
+        ) from None
 
 
 def serve(settings: Settings, listener: socket.socket, worker: int = 0) -> None:
