@@ -54,6 +54,7 @@ def test_it_runs_in_turn_reports_and_runs_nothing_twice(compare: Cli, runs: list
     assert runs == CELLS
     for part in [
         f"{ENV}: 2 variants x 2 seeds, 200 env steps each; in c",
+        f"{ENV} (recipe vector): ",
         "serial seed 0: held-out return",
         "held-out return",
         "reached 2",

@@ -57,6 +57,22 @@ def test_it_tells_rates_limits_and_a_recommendation(plan: Cli, last_json: LastJs
         assert part in result.stderr
 
 
+def test_what_a_file_says_of_nobody_is_told(plan: Cli, tmp_path: Path) -> None:
+    link = '[[link]]\nbetween = ["worker-*", "sever-0"]\nlatency = 0.1\n'
+    fault = '[[fault]]\nkind = "crash"\nrole = "shard-*"\nat = 1e9\n'
+    speed = '[speed]\n"worker-1" = 0.5\n"worker-9" = 0.5\n'
+    (tmp_path / "odd.toml").write_text(TABLES + link + fault + speed)
+    result = plan("--strategies", "parameter_server", "--workers", "2", "--cluster", "odd.toml")
+    assert result.exit_code == 0, result.stderr
+    notes = [line for line in result.stdout.splitlines() if line.startswith("note: ")]
+    who = "no role of this plan is called so; they are coordinator, evaluator, server-*, worker-*"
+    assert notes == [
+        f"note: [speed] 'worker-9': {who}",
+        f"note: [[link]] between 'sever-0': {who}",
+        f"note: [[fault]] role 'shard-*': {who}",
+    ]
+
+
 def test_it_measures_what_no_file_says_and_saves_it(plan: Cli, tmp_path: Path) -> None:
     result = plan("--strategies", "serial", "--workers", "1", "--save-cluster", "mine.toml")
     assert result.exit_code == 0, result.stderr
