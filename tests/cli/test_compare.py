@@ -64,6 +64,9 @@ def test_it_runs_in_turn_reports_and_runs_nothing_twice(compare: Cli, runs: list
         "c/comparison.html",
     ]:
         assert part in result.stdout, part
+    # In 80 columns no name is broken, and no number is cut.
+    assert sum(line.startswith("parameter_server ") for line in result.stdout.splitlines()) == 3
+    assert "\u2026" not in result.stdout
     assert (tmp_path / "c" / "comparison.json").is_file()
     runs.clear()
     result = compare(*TWO)

@@ -53,7 +53,7 @@ def test_it_tells_rates_limits_and_a_recommendation(plan: Cli, last_json: LastJs
     assert rows[chosen["label"], chosen["num_workers"]]["is_on_front"]
     assert body["prices"]["date"] == "2025-06-01"
     assert {one["source"] for one in body["origins"]} <= {"cluster.toml", "default"}
-    for part in ("recommended: ", "speed-up", "first saturates", "Prices of 2025-06-01"):
+    for part in ("recommended: ", "speed-up  efficiency", "first saturates", "Prices of 2025-06-01"):
         assert part in result.stderr
 
 
