@@ -84,7 +84,7 @@ def test_json_is_the_file_and_the_only_line(compare: Cli, last_json: LastJson, t
     assert [variant["label"] for variant in body["variants"]] == ["serial", "parameter_server:wait=async"]
     assert [(cell["seed"], cell["status"]) for cell in body["cells"]] == [(seed, "finished") for seed in (0, 0, 1, 1)]
     server = body["variants"][1]["measures"]
-    assert server["bytes_pushed"]["value"] > 0
+    assert server["bytes_moved"]["value"] > server["bytes_pushed"]["value"] > 0, "parameters are moved too"
     assert len(server["staleness"]["seeds"]) == 2
     # The command goes on with it: every word of the request is in it.
     words = shlex.split(body["command"])

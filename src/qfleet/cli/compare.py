@@ -28,7 +28,7 @@ EXAMPLES = examples(
     "qfleet compare CartPole-v1 --strategies serial,serial:algo.double=false --seeds 10 --out runs/double",
 )
 LEARNING = ("held_out_return", "env_steps_to_threshold", "seconds_to_threshold")
-SPEED = ("env_steps_per_second", "updates_per_second", "bytes_pushed")
+SPEED = ("env_steps_per_second", "updates_per_second", "bytes_moved")
 LAGS = ("staleness", "policy_lag", "priority_age")
 
 
