@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from types import NoneType
-from typing import Annotated, Literal, TypeVar, get_args
+from typing import Annotated, Literal, TypeVar, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -133,6 +133,7 @@ class InitConfig(Section):
 
 
 SectionType = TypeVar("SectionType", bound=BaseModel)
+MAX_SHOWN = 100  # characters of a whole table that a message shows
 
 
 def parse_section(cls: type[SectionType], data: Mapping[str, object], where: str) -> SectionType:
@@ -154,14 +155,19 @@ def parse_section(cls: type[SectionType], data: Mapping[str, object], where: str
 
 def explain(error: ValidationError, cls: type[BaseModel], where: str) -> str:
     """The first problem of a pydantic error as one line: field, value, fix."""
-    problem = error.errors(include_url=False)[0]
-    section, path = cls, [where] if where else []
-    for part in problem["loc"]:
+    problems = error.errors(include_url=False)
+    # A name that is wrong explains why the right one is missing, not the other way round.
+    problem = next((one for one in problems if one["type"] == "extra_forbidden"), problems[0])
+    section, path, rest = cls, [where] if where else [], list(problem["loc"])
+    while rest:
+        part = str(rest.pop(0))
         names = {info.alias or name: name for name, info in section.model_fields.items()}
-        path.append(str(part))
+        path.append(part)
         if part not in names:
             break  # an unknown field; anything after a leaf field is a union's tag, which says nothing to a user
-        inner = section.model_fields[names[str(part)]].annotation
+        inner = section.model_fields[names[part]].annotation
+        if get_origin(inner) is dict and rest:
+            path.append(repr(rest[0]))  # whose value it is
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
             break
         section = inner
@@ -170,10 +176,12 @@ def explain(error: ValidationError, cls: type[BaseModel], where: str) -> str:
         names_here = [info.alias or name for name, info in section.model_fields.items()]
         return f"{field} = {value!r}: no such field; {did_you_mean(path[-1], names_here)}"
     if problem["type"] == "missing":
+        if rest:  # of a tuple
+            return f"{field} = {value!r}: it takes more values"
         return f"{field}: this field is required"
-    message = problem["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    return f"{field} = {value!r}: {message}"
+    message = problem["msg"].removeprefix("Value error, ").replace("valid dictionary", "table")
+    shown = f" = {value!r}" if not isinstance(value, dict) or len(repr(value)) < MAX_SHOWN else ""
+    return f"{field}{shown}: {message[:1].lower()}{message[1:]}"
 
 
 def did_you_mean(name: str, candidates: list[str]) -> str:

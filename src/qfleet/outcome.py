@@ -50,6 +50,7 @@ def summarize(session: Session, num_threads: int) -> dict[str, object]:
         "time_shares": tracker.time_shares(),
         "bottleneck": bottleneck(tracker.time_shares()),
         "lags": {name: histogram.summary() for name, histogram in tracker.lags.items()},
+        "bytes_moved": tracker.bytes_moved,
         "bytes_pushed": tracker.num_bytes,
         # As whole float32 vectors.
         "bytes_uncompressed": tracker.num_pushes * (best.vector.nbytes + best.buffers.nbytes) if best else None,

@@ -17,6 +17,7 @@ from qfleet.engines.base import Engine, is_virtual
 from qfleet.histogram import LagHistogram
 from qfleet.metrics import Record
 from qfleet.ops.pacing import measured_samples_per_insert
+from qfleet.placement.traffic import Traffic
 from qfleet.strategies.base import Counters
 from qfleet.types import Receipt
 
@@ -31,6 +32,7 @@ class Tracker:
         min_transitions: inserts before the replay ratio counts.
         is_concurrent: whether the roles are busy side by side.
         now: the clock, in seconds; None is this machine's.
+        traffic: what roles get from each other, where the engine counts it.
 
     Attributes:
         lags: histograms of the receipts' lags ("staleness", "policy_lag", "priority_age"), over the whole run.
@@ -44,7 +46,10 @@ class Tracker:
         min_transitions: int,
         is_concurrent: bool = False,
         now: Callable[[], float] | None = None,
+        traffic: Traffic | None = None,
     ) -> None:
+        self._traffic = traffic
+        self._moved_before = 0
         self.counters = counters
         self._now = now or (lambda: time.perf_counter())
         self.min_transitions = min_transitions
@@ -79,6 +84,11 @@ class Tracker:
         """Seconds of training, validation excluded."""
         running = 0.0 if self._clock_started is None else self._now() - self._clock_started
         return self._trained_before + running
+
+    @property
+    def bytes_moved(self) -> int | None:
+        """Bytes that roles have got from each other, over the whole run; None where nobody counts them."""
+        return None if self._traffic is None else self._moved_before + self._traffic.num_bytes
 
     @property
     def samples_per_insert(self) -> float:
@@ -163,6 +173,7 @@ class Tracker:
             "lags": {name: histogram.state_dict() for name, histogram in self.lags.items()},
             "num_pushes": self.num_pushes,
             "num_bytes": self.num_bytes,
+            "bytes_moved": self.bytes_moved or 0,
         }
 
     def load_state_dict(self, state: dict[str, object]) -> None:
@@ -181,10 +192,12 @@ class Tracker:
         assert isinstance(lags, dict)
         self.lags = {name: LagHistogram.of_state(values) for name, values in lags.items()}
         self.num_pushes, self.num_bytes = (int(str(state.get(name, 0))) for name in ("num_pushes", "num_bytes"))
+        self._moved_before = int(str(state.get("bytes_moved", 0)))
 
 
 def make_tracker(counters: Counters, min_transitions: int, engine: Engine) -> Tracker:
     """A tracker by the engine's own clock where that is virtual; its roles are busy side by side there."""
+    traffic = getattr(engine, "traffic", None)
     if is_virtual(engine):
-        return Tracker(counters, min_transitions, True, engine.now)
-    return Tracker(counters, min_transitions, engine.is_concurrent)
+        return Tracker(counters, min_transitions, True, engine.now, traffic)
+    return Tracker(counters, min_transitions, engine.is_concurrent, None, traffic)

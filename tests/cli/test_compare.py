@@ -54,6 +54,7 @@ def test_it_runs_in_turn_reports_and_runs_nothing_twice(compare: Cli, runs: list
     assert runs == CELLS
     for part in [
         f"{ENV}: 2 variants x 2 seeds, 200 env steps each; in c",
+        f"{ENV} (recipe vector): ",
         "serial seed 0: held-out return",
         "held-out return",
         "reached 2",
@@ -63,6 +64,9 @@ def test_it_runs_in_turn_reports_and_runs_nothing_twice(compare: Cli, runs: list
         "c/comparison.html",
     ]:
         assert part in result.stdout, part
+    # In 80 columns no name is broken, and no number is cut.
+    assert sum(line.startswith("parameter_server ") for line in result.stdout.splitlines()) == 3
+    assert "\u2026" not in result.stdout
     assert (tmp_path / "c" / "comparison.json").is_file()
     runs.clear()
     result = compare(*TWO)
@@ -80,7 +84,7 @@ def test_json_is_the_file_and_the_only_line(compare: Cli, last_json: LastJson, t
     assert [variant["label"] for variant in body["variants"]] == ["serial", "parameter_server:wait=async"]
     assert [(cell["seed"], cell["status"]) for cell in body["cells"]] == [(seed, "finished") for seed in (0, 0, 1, 1)]
     server = body["variants"][1]["measures"]
-    assert server["bytes_pushed"]["value"] > 0
+    assert server["bytes_moved"]["value"] > server["bytes_pushed"]["value"] > 0, "parameters are moved too"
     assert len(server["staleness"]["seeds"]) == 2
     # The command goes on with it: every word of the request is in it.
     words = shlex.split(body["command"])

@@ -53,8 +53,24 @@ def test_it_tells_rates_limits_and_a_recommendation(plan: Cli, last_json: LastJs
     assert rows[chosen["label"], chosen["num_workers"]]["is_on_front"]
     assert body["prices"]["date"] == "2025-06-01"
     assert {one["source"] for one in body["origins"]} <= {"cluster.toml", "default"}
-    for part in ("recommended: ", "speed-up", "first saturates", "Prices of 2025-06-01"):
+    for part in ("recommended: ", "speed-up  efficiency", "first saturates", "Prices of 2025-06-01"):
         assert part in result.stderr
+
+
+def test_what_a_file_says_of_nobody_is_told(plan: Cli, tmp_path: Path) -> None:
+    link = '[[link]]\nbetween = ["worker-*", "sever-0"]\nlatency = 0.1\n'
+    fault = '[[fault]]\nkind = "crash"\nrole = "shard-*"\nat = 1e9\n'
+    speed = '[speed]\n"worker-1" = 0.5\n"worker-9" = 0.5\n'
+    (tmp_path / "odd.toml").write_text(TABLES + link + fault + speed)
+    result = plan("--strategies", "parameter_server", "--workers", "2", "--cluster", "odd.toml")
+    assert result.exit_code == 0, result.stderr
+    notes = [line for line in result.stdout.splitlines() if line.startswith("note: ")]
+    who = "no role of this plan is called so; they are coordinator, evaluator, server-*, worker-*"
+    assert notes == [
+        f"note: [speed] 'worker-9': {who}",
+        f"note: [[link]] between 'sever-0': {who}",
+        f"note: [[fault]] role 'shard-*': {who}",
+    ]
 
 
 def test_it_measures_what_no_file_says_and_saves_it(plan: Cli, tmp_path: Path) -> None:

@@ -132,6 +132,10 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     "field of no strategy": ({"overrides": {"strategy.num_server": 2}}, ["strategy.num_server", "num_servers"]),
     "workers of nobody": ({"strategies": "serial", "num_workers": 2}, ["--workers 2", "leave it out"]),
     "replay that cannot fit": ({"overrides": {"replay.capacity": 10**12}}, ["replay.capacity", "would fit"]),
+    "cluster that is not there": (
+        {"engine": "sim", "overrides": {"engine.cluster": "nowhere.toml"}},
+        ["engine.cluster = 'nowhere.toml'", "No such file"],
+    ),
     "no such network": ({"overrides": {"network.kind": "no.such:Net"}}, ["no.such"]),
 }
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import pytest
+import torch
 
 from qfleet.engines.base import Engine, Future, Part, Placement, RoleRef
 from qfleet.errors import CallFailed, RoleDied, ValueLost
@@ -36,6 +38,10 @@ class Probe:
 
     def pieces(self, *values: object) -> Reply:
         return Reply(Receipt(version=len(values)), values)
+
+    def mean(self) -> Generator[torch.Tensor, None, Receipt]:
+        yield torch.ones(6)
+        return Receipt()
 
     def touch(self, path: str) -> None:
         Path(path).touch()
@@ -227,6 +233,33 @@ def test_lanes_do_not_mix(engine: Engine) -> None:
     assert engine.payload(evaluation) == ("a", "evaluation")
     # A value made on one lane is good on the other.
     assert engine.payload(call(engine, role, "make", evaluation)) == ("a", ("a", "evaluation"))
+
+
+def test_what_roles_get_from_each_other_is_counted_once_each(engine: Engine) -> None:
+    maker, taker, other = (engine.spawn(name, Probe, "a") for name in ("maker", "taker", "other"))
+    traffic = getattr(engine, "traffic")  # noqa: B009  (no part of the protocol: an engine need not count)
+
+    def counted(role: RoleRef, argument: object, lane: str = "training") -> int:
+        before = traffic.num_bytes
+        engine.result(call(engine, role, "make", argument, lane=lane))
+        return int(traffic.num_bytes - before)
+
+    made = call(engine, maker, "make", np.zeros(100))
+    assert traffic.num_bytes == 0, "an argument that is no payload"
+    # The label's letter, and 100 numbers of 8 bytes.
+    assert counted(taker, made) == 801
+    assert counted(taker, made) == 0, "it has it already"
+    assert counted(maker, made) == 0, "its own"
+    assert counted(other, made, lane="evaluation") == 0
+    pieces = engine.submit(maker, "pieces", np.zeros(10), np.zeros(99), num_parts=2)
+    assert engine.wait(timeout=60) is pieces
+    assert counted(taker, Part(pieces, 0)) == 80
+    assert counted(other, pieces) == 80 + 792
+    # A ring of three: each sends 2 (3 - 1) / 3 of 24 bytes.
+    before = traffic.num_bytes
+    futures = engine.all_reduce([maker, taker, other], "mean", [(), (), ()])
+    assert {engine.wait(timeout=60) for _ in futures} == set(futures)
+    assert traffic.num_bytes - before == 3 * 32
 
 
 def test_a_stopped_role_is_dead_and_its_calls_are_dropped(engine: Engine, tmp_path: Path) -> None:

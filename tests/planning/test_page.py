@@ -79,6 +79,10 @@ def test_the_page_is_whole_and_fetches_nothing(result: PlanResult) -> None:
         "qfleet plan Env-v0",
     ]:
         assert part in shown
+    # A box for each strategy that was timed, the ideal line and the front; the two points of the front have rings.
+    assert text.count('type="checkbox"') == 4
+    assert text.count('r="8" fill="none"') == 2
+    assert '<td class="text">server compute 75%</td>' in text, "words are read from the left"
     assert "src=" not in text
     assert "href=" not in text
     assert "default-src 'none'" in text
@@ -88,11 +92,18 @@ def test_the_curves_are_the_rows(result: PlanResult) -> None:
     assert [(one.label, one.x, one.y) for one in speedups(result)] == [
         ("a<b", [1.0, 8.0], [1.0, 6.5]),
         ("c", [1.0], [1.0]),
-        ("d", [], []),
-    ]
+    ], "d cannot be, and has no line and no box"
     assert ideal(result).x == ideal(result).y == [1.0, 8.0]
     assert (front(result).x, front(result).y) == ([0.5, 0.625], [9.0, 2.0])
-    assert [one.x for one in costs(result)] == [[0.5, 0.625], [9.0], []]
+    assert [one.x for one in costs(result)] == [[0.5, 0.625], [9.0]]
+
+
+def test_sizes_that_cannot_be_for_one_reason_are_one_line(result: PlanResult) -> None:
+    more = [Row("d", 2, why_not="it & others cannot"), Row("c", 2, why_not="no"), Row("c", 1024, why_not="no")]
+    assert dataclasses.replace(result, rows=[*result.rows, *more]).refused() == [
+        ("d", "it & others cannot"),
+        ("c, 2, 1,024", "no"),
+    ]
 
 
 def test_the_picture_is_drawn(result: PlanResult, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ def test_log_ticks_are_powers_of_ten_or_finer_or_linear() -> None:
     assert log_ticks(0.1, 1_000.0) == [0.1, 1, 10, 100, 1_000]
     assert log_ticks(1.0, 1e9) == [1, 1e2, 1e4, 1e6, 1e8], "ten powers are thinned to every second one"
     assert log_ticks(1.1, 1.9) == ticks(1.1, 1.9), "no power of ten lies between"
+    assert log_ticks(1.0, 4.0) == [1, 2, 3, 4], "1 and 2 alone would not tell where it ends"
     assert log_ticks(4.0, 4.0) == [4.0]
 
 

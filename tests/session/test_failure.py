@@ -127,6 +127,8 @@ def test_a_restart_within_the_budget_is_told_counted_and_written_down(
     # 4 x 16 + 16 + 16 x 4 + 4 = 148 parameters in float32, and no buffers.
     assert logged[-1]["bytes_pushed"] <= tallies["bytes_pushed"] == events[-1].summary["bytes_pushed"] == pushes * 592
     assert events[-1].summary["bytes_uncompressed"] == pushes * 592
+    # Beyond what was pushed, workers got snapshots.
+    assert int(str(events[-1].summary["bytes_moved"])) > pushes * 592
 
 
 def test_a_diverging_worker_names_the_checkpoint(experiment: MakeExperiment, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qfleet.cli.console import DebugOption, JsonOption, Output, QuietOption, examples
+from qfleet.cli.console import DebugOption, JsonOption, Output, QuietOption, examples, least_width
 from qfleet.cli.interrupts import Interrupts
 from qfleet.cli.train import EngineOption, RecipeOption, SetOption, module_names, play
 
@@ -28,7 +28,8 @@ EXAMPLES = examples(
     "qfleet compare CartPole-v1 --strategies serial,serial:algo.double=false --seeds 10 --out runs/double",
 )
 LEARNING = ("held_out_return", "env_steps_to_threshold", "seconds_to_threshold")
-COSTS = ("env_steps_per_second", "updates_per_second", "staleness", "policy_lag", "bytes_pushed")
+SPEED = ("env_steps_per_second", "updates_per_second", "bytes_moved")
+LAGS = ("staleness", "policy_lag", "priority_age")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -155,8 +156,10 @@ def report(comparison: Comparison, folder: Path, out: Output, interrupts: Interr
     from qfleet.comparison.wording import notes
 
     if comparison.count("finished"):
-        out.show(table(comparison, LEARNING))
-        out.show(table(comparison, COSTS))
+        for names in (LEARNING, SPEED, LAGS):
+            shown = table(comparison, names)
+            if shown is not None:
+                out.show(shown)
     failures = [cell for cell in comparison.cells if cell.status == "failed"]
     for cell in failures:
         out.note(f"failed: {cell.label} seed {cell.seed}: {cell.error}")
@@ -189,8 +192,8 @@ def result_line(comparison: Comparison, folder: Path) -> str:
     return f"{comparison.env}: held-out return {', '.join(scores)}, {folder}"
 
 
-def table(comparison: Comparison, names: tuple[str, ...]) -> Table:
-    """Variants, a row each, with the interval below each number."""
+def table(comparison: Comparison, names: tuple[str, ...]) -> Table | None:
+    """Variants, a row each, with the interval below each number; None where none of these numbers is known."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -200,25 +203,29 @@ def table(comparison: Comparison, names: tuple[str, ...]) -> Table:
     from qfleet.report.wording import interval, middle
 
     chosen = [measure for measure in MEASURES if measure.name in names and is_shown(measure, comparison)]
-    shown = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    if not chosen:
+        return None
+    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     if "held_out_return" in names:
         shown.title, shown.title_justify, shown.title_style = title_of(comparison), "left", "bold"
         shown.min_width = len(title_of(comparison))
-    shown.add_column("", overflow="fold")
-    has_threshold = any(measure.name.endswith("to_threshold") for measure in chosen)
-    for measure in chosen:
-        shown.add_column(measure.title, justify="right")
-    if has_threshold:
-        shown.add_column(f"reached {comparison.threshold:g}", justify="right")
-    for variant in comparison.variants:
-        roles = ", ".join(variant.roles)
-        name = variant.label.replace(":", "\n:")  # one setting to a line leaves room for the numbers
-        cells = [Text.assemble(name, (f"\n{roles}" if roles else "", "dim"))]
-        for measure in chosen:
-            number = variant.measures.get(measure.name)
-            spread = interval(number, measure.format)
-            cells.append(Text.assemble(middle(number, measure.format), (f"\n{spread}" if spread else "", "dim")))
-        if has_threshold:
-            cells.append(Text(reached(variant)))
-        shown.add_row(*cells)
+    # One setting and one kind of role to a line leaves room for the numbers.
+    about = [(variant.label.replace(":", "\n:"), "\n".join(variant.roles)) for variant in comparison.variants]
+    shown.add_column("", no_wrap=True, min_width=least_width("", [text for pair in about for text in pair]))
+    columns = [
+        [
+            (middle(number, measure.format), interval(number, measure.format))
+            for variant in comparison.variants
+            for number in [variant.measures.get(measure.name)]
+        ]
+        for measure in chosen
+    ]
+    heads = [measure.title for measure in chosen]
+    if any(measure.name.endswith("to_threshold") for measure in chosen):
+        heads.append(f"reached {comparison.threshold:g}")
+        columns.append([(reached(variant), "") for variant in comparison.variants])
+    for head, texts in zip(heads, columns, strict=True):
+        shown.add_column(head, justify="right", min_width=least_width(head, [text for pair in texts for text in pair]))
+    for pairs in zip(about, *columns, strict=True):
+        shown.add_row(*(Text.assemble(first, (f"\n{below}" if below else "", "dim")) for first, below in pairs))
     return shown

@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -135,3 +135,9 @@ def explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {(error.strerror or type(error).__name__).lower()}", 1
     return f"internal: {type(error).__name__}: {in_one_line(error)}; run again with --debug for the traceback", 1
+
+
+def least_width(head: str, texts: Iterable[str]) -> int:
+    """Of a column of numbers: no word of its head and no line of its cells is broken or cut."""
+    words = [*head.split(), *(line for text in texts for line in text.split("\n"))]
+    return max(map(len, words), default=0)

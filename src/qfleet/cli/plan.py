@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qfleet.cli.console import DebugOption, JsonOption, Output, QuietOption, examples
+from qfleet.cli.console import DebugOption, JsonOption, Output, QuietOption, examples, least_width
 from qfleet.cli.train import AlgoOption, RecipeOption, SetOption, module_names
 
 if TYPE_CHECKING:
@@ -137,9 +137,8 @@ def report(result: PlanResult, out: Path | None, console: Output) -> int:
 
     for names, title in ((SPEED, title_of(result)), (LIMIT, ""), (MONEY, "")):
         console.show(table_of(result, names, title))
-    for row in result.rows:
-        if row.why_not is not None:
-            console.say(f"{row.label}, {row.num_workers:,}: {row.why_not}")
+    for name, why in result.refused():
+        console.say(f"{name}: {why}")
     for label, text in result.saturates.items():
         console.say(f"{label}: first saturates: {text}")
     from qfleet.planning.page import prices_text
@@ -187,16 +186,21 @@ def table_of(result: PlanResult, names: tuple[str, ...], title: str) -> Table:
     from rich import box
     from rich.table import Table
 
-    from qfleet.planning.wording import cell, heads, split_label
+    from qfleet.planning.wording import LIMIT, cell, heads, split_label
 
-    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, title=title or None, title_justify="left", title_style="bold")
+    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    shown.title, shown.title_justify, shown.title_style = title or None, "left", "bold"
     shown.min_width = len(title)
     longest = max((len(part) for label in result.strategies() for part in split_label(label).split("\n")), default=0)
     shown.add_column("", no_wrap=True, min_width=longest)
-    shown.add_column("workers", justify="right")
+    shown.add_column("workers", justify="right", no_wrap=True)
     columns = heads(names, result)
     for name in columns:
-        shown.add_column(name, justify="left" if name in ("limit", "at work") else "right", overflow="fold")
+        if name in LIMIT:
+            shown.add_column(name, overflow="fold")
+        else:
+            texts = [cell(row, name) for row in result.rows if row.timing is not None]
+            shown.add_column(name, justify="right", min_width=least_width(name, texts), no_wrap=" " not in name)
     for label in result.strategies():
         own = [row for row in result.rows if row.label == label and row.timing is not None]
         lines = [*split_label(label).split("\n"), *[""] * len(own)]

@@ -45,6 +45,8 @@ def run_table(summary: Summary) -> Table:
     if summary["num_roles"] > 1:
         for name, share in summary["time_shares"].items():
             table.add_row(f"time: {name}", f"{share:.0%}")
+    if summary.get("bytes_moved"):
+        table.add_row("moved between roles", in_bytes(summary["bytes_moved"]))
     if summary["bytes_pushed"]:
         table.add_row("pushed", pushed(summary))
     for name, count in summary["tallies"].items():

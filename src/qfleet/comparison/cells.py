@@ -68,7 +68,7 @@ def run_cells(plan: Plan, play: Play) -> Iterator[Outcome]:
     """
     for cell in plan.cells():
         try:
-            experiment = _prepare(cell)
+            experiment = _prepare(cell, plan.recipe)
             if experiment is None:
                 yield Outcome(cell, "finished", _read_summary(cell.run_dir))
                 continue
@@ -97,12 +97,14 @@ def is_finished(cell: Cell) -> bool:
     return read_config(cell.run_dir / "config.toml").stop == cell.config.stop
 
 
-def _prepare(cell: Cell) -> Experiment | None:
+def _prepare(cell: Cell, recipe: str) -> Experiment | None:
     """The cell's run, new or resumed; None where it is finished."""
     if is_finished(cell):
         return None
     if not (cell.run_dir / "config.toml").is_file():
-        return Experiment(cell.config, cell.run_dir)
+        experiment = Experiment(cell.config, cell.run_dir)
+        experiment.recipe = recipe
+        return experiment
     before, stop = read_config(cell.run_dir / "config.toml").stop, cell.config.stop
     names = [name for name in StopConfig.model_fields if getattr(before, name) != getattr(stop, name)]
     experiment = Experiment.resume(cell.run_dir, {f"stop.{name}": _value(getattr(stop, name)) for name in names})

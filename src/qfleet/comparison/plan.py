@@ -17,6 +17,7 @@ from qfleet.config import did_you_mean
 from qfleet.errors import UsageError
 from qfleet.experiment import Experiment
 from qfleet.machine import choose_device
+from qfleet.placement.cluster_file import read_cluster
 from qfleet.plugins import load_plugin
 from qfleet.policy import make_blueprint
 from qfleet.recipe import Recipe, choose_recipe, list_recipes
@@ -112,6 +113,7 @@ class Plan:
         variants, seeds, budget: see Request.
         threshold: the return to reach, None without one.
         out: the comparison's folder.
+        recipe: the name of what all configurations began with.
     """
 
     env: str
@@ -120,6 +122,7 @@ class Plan:
     budget: Budget
     threshold: float | None
     out: Path
+    recipe: str
 
     def cells(self) -> Iterator[Cell]:
         """Every run, in the order in which they run: the first seed of each variant, then the second of each."""
@@ -149,6 +152,7 @@ def make_plan(request: Request, out: Path) -> Plan:
             label = f"{algo} x {label}" if len(algos) > 1 else label
             experiment = Experiment(change_config(config, budget.stop_settings()), out)
             spec = experiment.spec
+            read_cluster(getattr(config.engine, "cluster", None))  # refuse a wrong file before anything runs
             # Refuse what would not fit this machine, or these observations.
             check_memory(config.replay.capacity, replay_bytes(config.replay, spec))
             make_blueprint(config, spec, choose_device(config.device, spec)).build_network(trainable=False)
@@ -156,7 +160,7 @@ def make_plan(request: Request, out: Path) -> Plan:
     assert spec is not None
     assert budget is not None
     seeds = list(range(config.seed, config.seed + request.num_seeds))
-    return Plan(env_id, variants, seeds, budget, target_return(config, spec), out)
+    return Plan(env_id, variants, seeds, budget, target_return(config, spec), out, recipe.name)
 
 
 def parse_strategies(text: str) -> list[tuple[str, dict[str, object]]]:

@@ -65,6 +65,7 @@ class Future:
         incarnation: which life of the role was called; the first is 0.
         num_parts: how many pieces the payload was asked to come in.
         payload: where the engine keeps the answer's large half; for engines only.
+        sizes, takers: bytes of the payload's pieces, and which role has had which; for placement/traffic.py only.
     """
 
     role: RoleRef
@@ -75,6 +76,8 @@ class Future:
     receipt: Receipt | None = field(default=None, repr=False)
     payload: object = field(default=None, repr=False)
     error: BaseException | None = field(default=None, repr=False)
+    sizes: tuple[int, ...] | None = field(default=None, repr=False)
+    takers: set[tuple[str, int]] | None = field(default=None, repr=False)
 
     @property
     def is_completed(self) -> bool:

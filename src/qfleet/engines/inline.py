@@ -30,6 +30,7 @@ from qfleet.engines.base import (
 )
 from qfleet.errors import RoleDied, ValueLost
 from qfleet.placement.in_process import Call, Group, Role
+from qfleet.placement.traffic import Traffic
 from qfleet.seeding import derive_generator, generator_state, set_generator_state
 from qfleet.types import Receipt
 
@@ -94,6 +95,7 @@ class Engine(InProcess):
         self._lanes: dict[str, Lane] = {}
         self._groups: dict[Group, None] = {}  # in which a member has arrived
         self._num_calls = 0
+        self.traffic = Traffic()
 
     def spawn(self, name: str, build: Callable[..., object], *args: object, placement: Placement = ANYWHERE) -> RoleRef:
         """Build the role here and now."""
@@ -192,6 +194,7 @@ class Engine(InProcess):
         self, role: RoleRef, method: str, args: tuple[object, ...], lane: str, num_parts: int, group: Group | None
     ) -> Future:
         future = Future(role, method, lane, self.incarnation(role), num_parts)
+        self.traffic.pass_on(role.name, args, lane)
         pending = self._lanes.get(lane)
         if pending is None:
             pending = self._lanes[lane] = Lane()
@@ -280,6 +283,7 @@ class Engine(InProcess):
         """Write the mean into all their tensors; False where they do not fit together, which is no one's fault."""
         try:
             average(tensors, len(group.names))
+            self.traffic.ring(tensors[0].nbytes, len(group.names), len(group.names))
         except Exception as error:
             for call, _ in group.members.values():
                 self._complete(call, call_failed(call.future, error))

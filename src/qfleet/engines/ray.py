@@ -52,6 +52,7 @@ from qfleet.placement.ray_cluster import Cluster
 from qfleet.placement.ray_deadlines import Deadlines
 from qfleet.placement.ray_groups import Groups
 from qfleet.placement.ray_host import Answer, Home, Host, Order, Ticket
+from qfleet.placement.traffic import Traffic
 from qfleet.types import Receipt
 
 ANYWHERE = Placement()
@@ -118,6 +119,7 @@ class Engine:
         self._groups = Groups(self._listen)
         self._log_folder: str | None = None
         self._num_threads: int | None = None
+        self.traffic = Traffic()
 
     def set_up_hosts(self, log_folder: Path, num_threads: int) -> None:
         """Where each role's process writes its output, and how many threads torch has there."""
@@ -140,6 +142,7 @@ class Engine:
             self._lanes.complete(future, error)
             return future
         layout, values, producers = lay_out(args)
+        self.traffic.pass_on(role.name, args, lane)
         refs = life.method("call", 1 + num_parts).remote(layout, num_parts, method, *values)
         self._watch_call(Call(next(self._numbers), future, life, refs, producers))
         return future
@@ -165,6 +168,7 @@ class Engine:
         arrivals = [] if shared.has_met else shared.arrivals
         for rank, (future, life, own) in enumerate(zip(futures, lives, args, strict=True)):
             layout, values, producers = lay_out(own)
+            self.traffic.pass_on(life.name, own, lane)
             seconds = _GROUP_SHARE * self.config.role_timeout
             dropped, life.dropped_groups = tuple(life.dropped_groups), []
             ticket = Ticket(shared.number, rank, len(lives), seconds, owns_gpus, len(arrivals), dropped)
@@ -379,7 +383,9 @@ class Engine:
         life.clock = at
         if isinstance(answer, Answer):
             if answer.receipt is not None:
-                future.receipt, future.payload = answer.receipt, list(call.refs[:-1])
+                future.receipt, future.payload, future.sizes = answer.receipt, list(call.refs[:-1]), answer.sizes
+            if call.meeting is not None:
+                self.traffic.ring(answer.num_averaged, len(call.meeting.group.lives))
             self._settle(call, call_failed(future, answer.raised) if answer.raised is not None else None)
         else:
             self._settle(call, failure_of_task(call, error))

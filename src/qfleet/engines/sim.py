@@ -81,7 +81,7 @@ class Engine(inline.Engine):
         self.log = EventLog(config.event_log)
         self.clock = VirtualClock()
         self.costs = CostModel(self.file, seed)
-        self.network = VirtualNetwork(self.file, self.clock.at)
+        self.network = VirtualNetwork(self.file, self.clock.at, self.traffic)
         self._cores = VirtualCores(self.file.machine, self.clock) if self.file.machine else None
         armed = ArmedFaults(self._note)
         self._rings = Rings(self.clock, self.network, self._cores, self._met)

@@ -36,6 +36,7 @@ from qfleet.engines.base import (
 )
 from qfleet.errors import QfleetError, RoleDied, ValueLost
 from qfleet.placement.thread_calls import Call, Group, Lane, Life, Lost
+from qfleet.placement.traffic import Traffic
 from qfleet.types import Receipt
 
 ANYWHERE = Placement()
@@ -73,6 +74,7 @@ class Engine(InProcess):
         # What runs now, the oldest first: (its start, role, method) by life; the build under way by "build".
         self._running: OrderedDict[object, tuple[float, str, str]] = OrderedDict()
         self._stuck: set[str] = set()  # roles that `wait` has given up on
+        self.traffic = Traffic()
 
     def spawn(self, name: str, build: Callable[..., object], *args: object, placement: Placement = ANYWHERE) -> RoleRef:
         """Start the role's thread, which builds it."""
@@ -199,6 +201,7 @@ class Engine(InProcess):
         future = Future(role, method, name, life.incarnation, num_parts)
         call = Call(future, args, life, lane, group)
         with self._lock:
+            self.traffic.pass_on(role.name, args, name)
             lane.num_open += 1
             life.open[call] = None
             if life.is_dead:
@@ -358,4 +361,6 @@ class Engine(InProcess):
                 group.turn += 1
                 if not is_written:
                     group.break_by(call.life.name)
+                elif tensors:
+                    self.traffic.ring(tensors[0].nbytes, len(tensors), len(tensors))
                 group.condition.notify_all()

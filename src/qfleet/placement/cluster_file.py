@@ -7,7 +7,8 @@ Read by engine `sim`; docs/simulation.md shows every field. Names of roles and m
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
@@ -269,6 +270,8 @@ def parse_cluster(raw: Mapping[str, object], where: str = "") -> ClusterFile:
             values[name] = _parse(TABLES[name], table, f"{where}{name}")
         elif name == "speed":
             values[name] = table
+            if not isinstance(table, dict):
+                raise ConfigError(f'{where}speed = {table!r}: write a [speed] table of roles, such as "worker-3" = 0.5')
         else:
             names = list(ClusterFile.model_fields)
             raise ConfigError(f"{where}{name} = {table!r}: no such table; {did_you_mean(name, names)}")
@@ -276,6 +279,18 @@ def parse_cluster(raw: Mapping[str, object], where: str = "") -> ClusterFile:
         return parse_section(ClusterFile, values, "")
     except ConfigError as error:
         raise ConfigError(f"{where}{error}") from None
+
+
+def unmatched(file: ClusterFile, names: Collection[str]) -> list[str]:
+    """Patterns of roles in a file, [[compute]] tables left out, that none of these names matches; a line each."""
+    patterns = [(f"[speed] {role!r}", role) for role in file.speed]
+    patterns += [("[[link]] between", one) for link in file.link for one in link.between]
+    patterns += [("[[machine]] roles", one.roles) for one in file.machine]
+    patterns += [("[[slowdown]] role", one.role) for one in file.slowdown]
+    patterns += [("[[fault]] role", one.role) for one in file.fault if one.kind != "arrival"]
+    patterns += [("[[fault]] others", one.others) for one in file.fault if one.others is not None]
+    alone = [(where, pattern) for where, pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)]
+    return [where if where.startswith("[speed]") else f"{where} {pattern!r}" for where, pattern in dict.fromkeys(alone)]
 
 
 def _parse(cls: type[SectionType], table: object, where: str) -> SectionType:

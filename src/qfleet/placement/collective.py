@@ -152,6 +152,7 @@ class Group:
         self._shared: SharedMemory | None = None
         self._gloo: _Backend | None = None
         self._nccl: _Backend | None = None
+        self.num_bytes = 0  # of the tensors averaged so far
         machine = door.arrival.machine
         try:
             if door.listener is not None and all(arrival.machine == machine for arrival in arrivals):
@@ -224,6 +225,7 @@ class Group:
             _compare(word, max(words), min(words))
         if carrier.data_ptr() != data.data_ptr():
             data.copy_(carrier)
+        self.num_bytes += data.nbytes
 
     def close(self) -> None:
         """Leave; the others find the group broken."""

@@ -20,6 +20,7 @@ from ray import cloudpickle, get_runtime_context
 from ray.util import get_node_ip_address
 
 from qfleet.errors import QfleetError
+from qfleet.placement.payload_size import part_sizes
 from qfleet.placement.processes import Process, this_process
 from qfleet.types import Receipt, Reply
 
@@ -66,11 +67,18 @@ class Raised:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The half of an answer that goes to the coordinator: a receipt, what was raised, or that the group broke."""
+    """The half of an answer that goes to the coordinator: a receipt, what was raised, or that the group broke.
+
+    Attributes:
+        sizes: bytes of the payload's pieces.
+        num_averaged: bytes of the tensors that a group's member had averaged.
+    """
 
     receipt: Receipt | None = None
     raised: Raised | None = None
     is_broken: bool = False
+    sizes: tuple[int, ...] = ()
+    num_averaged: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +167,9 @@ class Host:
             except Exception:
                 announce_failure(group, deadline)
                 raise
-            return _split(run_averaging(steps, group, deadline), 1)
+            before = group.num_bytes if group is not None else 0
+            answer = run_averaging(steps, group, deadline)
+            return _split(answer, 1, group.num_bytes - before if group is not None else 0)
         except BrokenGroup:
             self._lost_groups.add(ticket.group_id)
             self._leave(ticket.group_id)
@@ -228,15 +238,15 @@ def describe(error: BaseException) -> Raised:
     return Raised(cause, text, packed)
 
 
-def _split(answer: object, num_parts: int) -> tuple[object, ...]:
+def _split(answer: object, num_parts: int, num_averaged: int = 0) -> tuple[object, ...]:
     if not isinstance(answer, Reply):
         answer = Reply(answer if isinstance(answer, Receipt) else Receipt(), None)
     pieces = answer.payload
     if num_parts == 1:
-        return pieces, Answer(answer.receipt)
+        return pieces, Answer(answer.receipt, sizes=part_sizes(pieces, 1), num_averaged=num_averaged)
     if not (isinstance(pieces, Sequence) and len(pieces) == num_parts):
         raise ValueError(f"a payload in {num_parts} parts was asked for; this one is no sequence of that length")
-    return (*pieces, Answer(answer.receipt))
+    return (*pieces, Answer(answer.receipt, sizes=part_sizes(pieces, num_parts)))
 
 
 def _set_up_torch(num_threads: int | None) -> None:

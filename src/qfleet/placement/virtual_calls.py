@@ -11,7 +11,9 @@ from qfleet.engines.base import Future, Part, RoleRef, check_arguments
 from qfleet.errors import ValueLost
 from qfleet.placement.cost_model import RoleCosts
 from qfleet.placement.in_process import Call, Group, Role
-from qfleet.placement.virtual_network import VirtualNetwork, payload_bytes
+from qfleet.placement.payload_size import payload_bytes
+from qfleet.placement.traffic import LANE
+from qfleet.placement.virtual_network import VirtualNetwork
 from qfleet.types import Receipt
 
 Need = tuple[int, Future, int]  # place among the arguments, whose payload, which part of it
@@ -268,6 +270,8 @@ class Transfers:
             else:
                 value.copies[key] = [call]
                 call.num_missing += 1
+                if call.public.lane == LANE:
+                    self.network.traffic.num_bytes += value.num_bytes(index)
                 asked = self.network.signal_at(home.name, value.home.name, time)
                 self.network.at(asked, self._send, value, key)
 

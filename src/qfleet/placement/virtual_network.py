@@ -8,15 +8,12 @@ Requests and receipts are small: they take the latency and no port. A partition 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, cast
-
-import numpy as np
-import torch
 
 from qfleet.placement.cluster_file import ClusterFile
+from qfleet.placement.traffic import Traffic
 
 COORDINATOR = "coordinator"
 At = Callable[..., None]  # at(time, function, *args)
@@ -53,12 +50,14 @@ class VirtualNetwork:
     Args:
         file: the cluster's.
         at: schedules a function for a moment.
+        traffic: counts what roles get from each other.
 
     Attributes:
         partitions: those that are on, or were.
     """
 
-    def __init__(self, file: ClusterFile, at: At) -> None:
+    def __init__(self, file: ClusterFile, at: At, traffic: Traffic | None = None) -> None:
+        self.traffic = traffic or Traffic()
         self.file = file
         self.partitions: list[Partition] = []
         self.at = at
@@ -159,31 +158,3 @@ class VirtualNetwork:
 
 def _deliver(time: float, deliver: Callable[..., None], args: tuple[object, ...]) -> None:
     deliver(time, *args)
-
-
-_FIELDS: dict[type, tuple[str, ...]] = {}  # of the dataclasses that have been seen
-
-
-def payload_bytes(value: object) -> int:
-    """Bytes of the arrays, texts and numbers in a payload; what holds them together is not counted."""
-    kind = type(value)
-    if kind is np.ndarray:
-        return int(cast(np.ndarray[Any, Any], value).nbytes)
-    if value is None:
-        return 0
-    if kind is int or kind is float:
-        return 8
-    names = _FIELDS.get(kind)
-    if names is None and is_dataclass(value):
-        names = _FIELDS[kind] = tuple(one.name for one in fields(value))
-    if names is not None:
-        return sum([payload_bytes(getattr(value, name)) for name in names])
-    if isinstance(value, np.ndarray | torch.Tensor):
-        return int(value.nbytes)
-    if isinstance(value, str | bytes):
-        return len(value)
-    if isinstance(value, Mapping):
-        return sum(payload_bytes(key) + payload_bytes(one) for key, one in value.items())
-    if isinstance(value, Sequence):
-        return sum(map(payload_bytes, value))
-    return 8

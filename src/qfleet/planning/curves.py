@@ -18,10 +18,15 @@ class Curve:
     y: list[float]
 
 
+def timed(result: PlanResult) -> list[str]:
+    """Strategies of which at least one size could be simulated; their places are those of their colours."""
+    return list(dict.fromkeys(row.label for row in result.rows if row.timing is not None))
+
+
 def speedups(result: PlanResult) -> list[Curve]:
     """Speed-up against workers, strategy by strategy."""
     found = []
-    for label in result.strategies():
+    for label in timed(result):
         own = [row for row in result.rows if row.label == label and row.speedup is not None]
         found.append(Curve(label, [float(row.num_workers) for row in own], [row.speedup or 0.0 for row in own]))
     return found
@@ -36,7 +41,7 @@ def ideal(result: PlanResult) -> Curve:
 
 def costs(result: PlanResult) -> list[Curve]:
     """Seconds against money, on demand or on spot, whichever is less; strategy by strategy."""
-    return [_priced(label, [row for row in result.rows if row.label == label]) for label in result.strategies()]
+    return [_priced(label, [row for row in result.rows if row.label == label]) for label in timed(result)]
 
 
 def front(result: PlanResult) -> Curve:

@@ -8,32 +8,36 @@ from __future__ import annotations
 from collections.abc import Iterable
 from html import escape
 
-from qfleet.planning.curves import FRONT, IDEAL, Curve, costs, front, ideal, speedups
+from qfleet.planning.curves import FRONT, IDEAL, Curve, costs, front, ideal, speedups, timed
 from qfleet.planning.results import PlanResult, Row
 from qfleet.planning.wording import LIMIT, MEANINGS, MONEY, SPEED, cell, heads, title_of
 from qfleet.report.frame import charts, choice, table, write_page
 from qfleet.report.line_chart import Line, LineChart, line_chart
 
+FIRST = "what, and at how many workers"
+
 
 def page(result: PlanResult) -> str:
     """The whole file."""
-    labels = result.strategies()
+    labels = timed(result)
     chosen = result.recommendation
     body = [
         f"<p>{escape(f'Recommended: {chosen.why}' if chosen is not None else 'Nothing can be recommended.')}</p>",
-        *choice([*labels, IDEAL, FRONT]),
+        *(choice([*labels, IDEAL, FRONT]) if labels else []),
         *charts([line_chart(_speedup(result)), line_chart(_cost(result))]),
         '<p class="quiet">Left: samples trained on per second against one worker of the same strategy, and the ideal '
-        "line. Right: money and time of each size; the front joins those that nobody beats in both.</p>",
+        "line. Right: money and time of each size; rings: the Pareto front, those that nobody beats in both.</p>",
         "<h2>All sizes</h2>",
-        *table("All sizes", ["configuration", *_heads(result)], _rows(result)),
+        *table("All sizes", ["configuration", *_heads(result)], _rows(result), LIMIT),
         *_meanings(result),
         "<h2>What saturates first</h2>",
-        *table("What saturates first", ["strategy", "what, and at how many workers"], result.saturates.items()),
+        *table("What saturates first", ["strategy", FIRST], result.saturates.items(), [FIRST]),
         *_refused(result),
         *_learned(result),
         "<h2>Where the numbers are from</h2>",
-        *table("Costs", ["what", "cost", "from"], [(one.name, one.value, one.source) for one in result.origins]),
+        *table(
+            "Costs", ["what", "cost", "from"], [(one.name, one.value, one.source) for one in result.origins], ["from"]
+        ),
         f"<p>{escape(prices_text(result))}</p>",
         "<h2>How to make it again</h2>",
         f"<p><code>{escape(result.command)}</code></p>",
@@ -53,7 +57,7 @@ def prices_text(result: PlanResult) -> str:
 
 
 def _speedup(result: PlanResult) -> LineChart:
-    labels = result.strategies()
+    labels = timed(result)
     found = [*speedups(result), ideal(result)]
     ends = [f"{one.label} {one.y[-1]:,.1f} at {one.x[-1]:,.0f}" for one in found[:-1] if one.x]
     return LineChart(
@@ -68,7 +72,7 @@ def _speedup(result: PlanResult) -> LineChart:
 
 
 def _cost(result: PlanResult) -> LineChart:
-    labels = result.strategies()
+    labels = timed(result)
     currency = result.prices["currency"]
     return LineChart(
         "cost",
@@ -85,12 +89,12 @@ def _cost(result: PlanResult) -> LineChart:
 
 def _line(curve: Curve, labels: list[str]) -> Line:
     known = [*labels, IDEAL, FRONT]
-    has_dots = curve.label not in (IDEAL, FRONT)
-    return Line(curve.label, curve.x, curve.y, number=known.index(curve.label), has_dots=has_dots)
+    has_dots, has_rings = curve.label not in (IDEAL, FRONT), curve.label == FRONT
+    return Line(curve.label, curve.x, curve.y, (), (), known.index(curve.label), has_dots, has_rings)
 
 
 def _heads(result: PlanResult) -> list[str]:
-    return heads((*SPEED, *LIMIT, *MONEY), result)
+    return heads((*SPEED, *MONEY, *LIMIT), result)
 
 
 def _rows(result: PlanResult) -> Iterable[list[str]]:
@@ -111,10 +115,9 @@ def _meanings(result: PlanResult) -> Iterable[str]:
 
 
 def _refused(result: PlanResult) -> Iterable[str]:
-    refused = [(_name(row), row.why_not) for row in result.rows if row.why_not is not None]
-    if refused:
+    if result.refused():
         yield "<h2>What cannot be planned</h2>"
-        yield from table("What cannot be planned", ["configuration", "why"], refused)
+        yield from table("What cannot be planned", ["configuration", "why"], result.refused(), ["why"])
 
 
 def _learned(result: PlanResult) -> Iterable[str]:

@@ -14,6 +14,7 @@ from qfleet.planning.curves import FRONT, IDEAL, costs, front, ideal, speedups
 from qfleet.planning.results import PlanResult
 from qfleet.planning.wording import title_of
 from qfleet.report.palette import style_of
+from qfleet.report.scale import log_ticks, tick_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,8 +70,14 @@ def _draw_costs(axes: Axes, result: PlanResult) -> None:
 
 
 def _finish(axes: Axes) -> None:
+    from matplotlib.ticker import FixedLocator, NullLocator
+
     axes.set_xscale("log")
     axes.set_yscale("log")
+    for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+        axis.set_major_locator(FixedLocator(log_ticks(low, high)))
+        axis.set_major_formatter(lambda value, _: tick_label(value))  # 1k and 0.02 rather than powers of ten
+        axis.set_minor_locator(NullLocator())
     axes.grid(color=GRID_COLOR, linewidth=0.7)
     axes.set_axisbelow(True)
     for side in ("top", "right"):

@@ -8,7 +8,7 @@ Floor 7.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,8 @@ from tempfile import TemporaryDirectory
 
 from qfleet.errors import QfleetError, in_one_line
 from qfleet.machine import describe_machine
+from qfleet.placement.cluster_file import unmatched
+from qfleet.placement.virtual_network import COORDINATOR
 from qfleet.planning.cluster import PlannedCluster
 from qfleet.planning.grid import Cell, Grid
 from qfleet.planning.learning import LearnedRun, learn
@@ -25,6 +27,7 @@ from qfleet.planning.timing import Timing, simulate
 from qfleet.run_config import change_config
 
 MAX_LEARNED = 16  # workers of the largest size that is learned unless asked for
+EVALUATOR = "evaluator"  # of the session, so that no timing knows it
 Say = Callable[[str], None]
 
 
@@ -76,6 +79,8 @@ def plan(
             if cell.config is not None:
                 timings[cell.key] = _time(cell, grid)
         say(f"simulated {len(timings)} configurations")
+        for line in _of_nobody(cluster, timings.values()):
+            say(line)
         if learning is not None:
             chosen = [cell for cell in cells if learning.is_learned(cell) and not isinstance(timings[cell.key], str)]
             left_out = sorted({cell.num_workers for cell in cells} - {cell.num_workers for cell in chosen})
@@ -134,6 +139,22 @@ def _time(cell: Cell, grid: Grid) -> Timing | str:
         return simulate(cell.config, grid.spec)
     except QfleetError as error:
         return in_one_line(error)
+
+
+def _of_nobody(cluster: PlannedCluster, timings: Iterable[Timing | str]) -> list[str]:
+    """Tables of the cluster's file that are of no role of this plan: a wrong name, or one for a larger size."""
+    known = [timing for timing in timings if not isinstance(timing, str)]
+    if not known:
+        return []
+    numbers = {COORDINATOR: 1, EVALUATOR: 1}
+    for timing in known:
+        for kind, share in timing.shares.items():
+            numbers[kind] = max(share.number, numbers.get(kind, 0))
+    names = {kind.replace("*", str(place)) for kind, number in numbers.items() for place in range(number)}
+    roles = ", ".join(sorted(kind for kind in numbers))
+    return [
+        f"note: {one}: no role of this plan is called so; they are {roles}" for one in unmatched(cluster.file, names)
+    ]
 
 
 def _left_out(sizes: list[int]) -> str:

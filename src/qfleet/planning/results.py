@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -104,6 +105,18 @@ class PlanResult:
     def strategies(self) -> list[str]:
         """Labels, in their order."""
         return list(dict.fromkeys(row.label for row in self.rows))
+
+    def refused(self) -> list[tuple[str, str]]:
+        """What cannot be and why, the sizes of a strategy that share a reason together."""
+        sizes: dict[tuple[str, str], list[str]] = {}
+        for row in self.rows:
+            if row.why_not is not None:
+                sizes.setdefault((row.label, row.why_not), []).append(f"{row.num_workers:,}")
+        of_label = Counter(row.label for row in self.rows)
+        return [
+            (label if len(own) == of_label[label] else f"{label}, {', '.join(own)}", why)
+            for (label, why), own in sizes.items()
+        ]
 
 
 def make_rows(

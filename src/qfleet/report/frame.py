@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from html import escape
 
 from qfleet.report.palette import color_rules, dash_array
@@ -44,18 +44,22 @@ svg text { fill: var(--quiet); font-size: 12px; }
 :focus-visible { outline: 3px solid var(--part-0); outline-offset: 2px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: .5rem .75rem; text-align: right; border-bottom: 1px solid var(--rule); white-space: nowrap; }
-th:first-child, td.text { text-align: left; }
-td.text { white-space: normal; overflow-wrap: break-word; min-width: 9rem; }
+th:first-child, .text { text-align: left; }
+td.text { white-space: normal; overflow-wrap: break-word; min-width: 11rem; }
 tbody th { font-weight: 600; background: var(--ground); white-space: normal; min-width: 9rem; }
 td small, th small { display: block; font-weight: 400; }
 thead th { background: var(--raised); white-space: normal; min-width: 5rem; vertical-align: bottom; }
 tr:last-child > * { border-bottom: 0; }
 td.error { color: var(--failed); white-space: normal; min-width: 18rem; text-align: left; }
 svg.share { height: 1rem; min-width: 12rem; border-radius: .2rem; background: var(--raised); }
-@media (max-width: 34rem) { tbody th { font-size: .85rem; overflow-wrap: anywhere; max-width: 9rem; } }
+@media (max-width: 34rem) {
+  tbody th { font-size: .85rem; overflow-wrap: anywhere; min-width: 11rem; max-width: 11rem; } }
 summary { cursor: pointer; padding: .4rem 0; }
 dt { font-weight: 600; } dd { margin: 0 0 .6rem; }
 """
+
+
+TEXT = ' class="text"'
 
 
 def write_page(
@@ -138,28 +142,31 @@ def scrolled(name: str, table: Iterable[str]) -> Iterable[str]:
     yield "</table></div>"
 
 
-def table(name: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterable[str]:
-    """A scrolled table of plain text, whose first column names the rows.
+def table(name: str, heads: Sequence[str], rows: Iterable[Sequence[str]], texts: Collection[str] = ()) -> Iterable[str]:
+    """A scrolled table, whose first column names the rows.
 
     Args:
         name: what a screen reader calls it.
         heads: of the columns.
         rows: a text for each column.
+        texts: heads of columns of words, which are read from the left and may take several lines; the rest are numbers.
     """
-    lines = [f"<thead><tr>{''.join(map(th, heads))}</tr></thead><tbody>"]
+    are_words = [head in texts for head in heads]
+    lines = [f"<thead><tr>{''.join(map(th, heads, are_words))}</tr></thead><tbody>"]
     for first, *rest in rows:
-        lines.append(f'<tr><th scope="row">{escape(first)}</th>{"".join(map(td, rest))}</tr>')
+        cells = "".join(td(one, is_words=is_words) for one, is_words in zip(rest, are_words[1:], strict=True))
+        lines.append(f'<tr><th scope="row">{escape(first)}</th>{cells}</tr>')
     return scrolled(name, [*lines, "</tbody>"])
 
 
-def th(text: str) -> str:
+def th(text: str, is_words: bool = False) -> str:
     """The head of a column."""
-    return f'<th scope="col">{escape(text)}</th>'
+    return f'<th scope="col"{TEXT if is_words else ""}>{escape(text)}</th>'
 
 
-def td(text: str, below: str = "") -> str:
+def td(text: str, below: str = "", is_words: bool = False) -> str:
     """A cell, with a small line below."""
-    return f"<td>{escape(text)}{f'<small>{escape(below)}</small>' if below else ''}</td>"
+    return f"<td{TEXT if is_words else ''}>{escape(text)}{f'<small>{escape(below)}</small>' if below else ''}</td>"
 
 
 def _style(num_series: int) -> str:

@@ -30,6 +30,7 @@ class Line:
         low, high: the band around it, as long as `x`; empty for none.
         number: of its colour and of the box that hides it; None takes its place in the chart.
         has_dots: mark every point.
+        has_rings: put a wide ring around every point, such as those of a Pareto front.
     """
 
     label: str
@@ -39,6 +40,7 @@ class Line:
     high: Sequence[float] = ()
     number: int | None = None
     has_dots: bool = False
+    has_rings: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +143,11 @@ def _drawn(line: Line, number: int, x: Scale, y: Scale) -> list[str]:
             f'<polyline points="{" ".join(middle)}" fill="none" stroke="{color}" stroke-width="2.2" '
             f'stroke-linejoin="round"{dash_array(number)}/>'
         )
-    if len(middle) == 1 or line.has_dots:
-        places = [point.split(",") for point in middle]
+    places = [point.split(",") for point in middle]
+    if line.has_rings:
+        ring = f'r="8" fill="none" stroke="{color}" stroke-width="2.2"'
+        parts += [f'<circle cx="{across}" cy="{down}" {ring}/>' for across, down in places]
+    elif len(middle) == 1 or line.has_dots:
         parts += [f'<circle cx="{across}" cy="{down}" r="4" fill="{color}"/>' for across, down in places]
     return [*parts, "</g>"]
 

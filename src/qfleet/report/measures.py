@@ -183,8 +183,12 @@ MEASURES = [
         "Mean over samples of the learner's version minus the version that gave their priority.",
     ),
     Measure(
+        "bytes_moved", "moved", "bytes", "mean", _field("bytes_moved"),
+        "Bytes that roles got from each other in training: pushes, parameters, batches of replay, trajectories and the "
+        "means of an all-reduce as a ring exchanges them; counted as if each role had a machine of its own.",
+    ),
+    Measure(
         "bytes_pushed", "pushed", "bytes", "mean", _bytes,
-        "Bytes of gradients or parameters that workers sent to servers or an aggregator. Pulls are not counted, nor is "
-        "what ranks exchange in an all-reduce; a dash stands there.",
+        "Of these, gradients or parameters that workers sent to servers or an aggregator; a dash where nobody pushes.",
     ),
 ]  # fmt: skip

@@ -48,7 +48,7 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """At most `most` of 1, 2 and 5 times powers of ten, or powers alone; linear ones where that leaves fewer than 2."""
+    """At most `most` of 1, 2 and 5 times powers of ten, or powers alone; linear ones where a narrow span has few."""
     if not high > low:
         return [low]
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -57,7 +57,7 @@ def log_ticks(low: float, high: float, most: int = 5) -> list[float]:
         found = [float(f"{value:.12g}") for value in found if low * (1 - 1e-9) <= value <= high * (1 + 1e-9)]
         if len(found) <= most:
             break
-    if len(found) < 2:
+    if len(found) < (3 if 2 in factors else 2):
         return ticks(low, high, most)
     return found[:: -(-len(found) // most)]
 
