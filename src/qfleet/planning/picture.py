@@ -74,8 +74,8 @@ def _finish(axes: Axes) -> None:
 
     axes.set_xscale("log")
     axes.set_yscale("log")
-    for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
-        axis.set_major_locator(FixedLocator(log_ticks(low, high)))
+    for axis, span, most in ((axes.xaxis, axes.get_xlim(), 4), (axes.yaxis, axes.get_ylim(), 5)):
+        axis.set_major_locator(FixedLocator(log_ticks(*span, most)))  # few enough for 0.00035 beside 0.0003
         axis.set_major_formatter(lambda value, _: tick_label(value))  # 1k and 0.02 rather than powers of ten
         axis.set_minor_locator(NullLocator())
     axes.grid(color=GRID_COLOR, linewidth=0.7)
