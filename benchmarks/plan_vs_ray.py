@@ -6,6 +6,7 @@ run that it predicts; what two ranks take for a mean is measured with two roles 
 Asked: updates/s within 20% for each strategy.
 
     python benchmarks/plan_vs_ray.py --rounds 3 --seconds 4 --out plan_vs_ray.md
+    python benchmarks/plan_vs_ray.py --recipe impala --strategies actor_learner --rounds 3 --seconds 4
 """
 
 from __future__ import annotations
@@ -94,6 +95,7 @@ def one_round(grid: Grid, label: str, config: RunConfig, args: argparse.Namespac
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="CartPole-v1")
+    parser.add_argument("--recipe", help="another than the environment's own, such as impala for actor_learner")
     parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=4.0, help="window of each run")
@@ -106,7 +108,7 @@ def main() -> None:
     rows: list[dict[str, object]] = []
     for number in range(args.rounds):
         for label in args.strategies:
-            grid = make_grid(Request(args.env, label, str(NUM_WORKERS), overrides=overrides))
+            grid = make_grid(Request(args.env, label, str(NUM_WORKERS), recipe=args.recipe, overrides=overrides))
             config = grid.cells[0].config
             if config is None:
                 sys.exit(f"{label}: {grid.cells[0].why_not}")
