@@ -3,9 +3,9 @@
     python benchmarks/pong.py --runs runs/pong --record docs/results/pong.jsonl --out pong.md --picture pong.png
     python benchmarks/pong.py --only-page --record docs/results/pong.jsonl --peer-python ../peers/bin/python
 
-One run after the other, each a `qfleet train` of its own; what the record holds is not run again, what was interrupted
-is resumed. With `--peer-python`, Stable-Baselines3's DQN gets as many seconds as the median run took, and its return at
-that time is shown. Asked: every seed within 35 minutes.
+Each run is a `qfleet train` of its own, `--jobs` of them at once; what the record holds is not run again, and what was
+interrupted is resumed. With `--peer-python`, Stable-Baselines3's DQN gets as many seconds as the median run took, and
+its return at that time is shown. Asked: every seed within 35 minutes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from harness import Json, Spread, markdown_page, markdown_table, run_command, write_page
@@ -35,6 +36,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--target", type=float, default=18.0)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once; the recipe takes one core")
     parser.add_argument("--runs", type=Path, default=Path("runs/pong"), help="folder of the run directories")
     parser.add_argument("--record", type=Path, required=True, help="JSON Lines file; finished runs are added")
     parser.add_argument("--only-page", action="store_true", help="train nothing")
@@ -89,11 +91,15 @@ def main() -> None:
     args = parse_arguments()
     trainings = [training_of(args, seed) for seed in range(args.first_seed, args.first_seed + args.seeds)]
     record = read_record(args.record)
-    for training in () if args.only_page else trainings:
-        if training.name not in record:
-            entry = run_recorded(training, args.runs, args.record, args.qfleet)
-            print(f"{training.name}: {' | '.join(row(entry, args.target))}", file=sys.stderr, flush=True)
-    record = read_record(args.record)
+
+    def finish(training: Training) -> None:
+        entry = run_recorded(training, args.runs, args.record, args.qfleet)
+        print(f"{training.name}: {' | '.join(row(entry, args.target))}", file=sys.stderr, flush=True)
+
+    if not args.only_page:
+        with ThreadPoolExecutor(args.jobs) as pool:
+            list(pool.map(finish, [training for training in trainings if training.name not in record]))
+        record = read_record(args.record)
     entries = [record[training.name] for training in trainings if training.name in record]
     if not entries:
         sys.exit(f"{args.record}: no run of these is finished")
