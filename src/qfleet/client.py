@@ -19,7 +19,7 @@ from typing import Any, cast
 import numpy as np
 
 from qfleet.errors import MissingExtraError, QfleetError, UsageError
-from qfleet.ops.observations import as_declared
+from qfleet.ops.declared import as_declared
 from qfleet.types import Array, BoolArray, EnvSpec, FloatArray, IntArray
 
 try:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from qfleet.errors import CheckpointError, MissingExtraError, UsageError, first_line
+from qfleet.ops.declared import as_declared
 from qfleet.ops.exploration import greedy
-from qfleet.ops.observations import as_declared
 from qfleet.types import Array, BoolArray, EnvSpec, FloatArray, IntArray
 
 if TYPE_CHECKING:

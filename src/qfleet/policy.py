@@ -16,8 +16,8 @@ from qfleet.envs.spaces import SingleEnv
 from qfleet.errors import CheckpointError, UsageError
 from qfleet.networks.noisy import set_mean_only
 from qfleet.onnx_policy import OnnxPolicy
+from qfleet.ops.declared import as_declared
 from qfleet.ops.exploration import greedy
-from qfleet.ops.observations import as_declared
 from qfleet.roles.blueprint import Blueprint
 from qfleet.run_config import RunConfig, build_config
 from qfleet.storage import read_verified, write_file

@@ -10,6 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from qfleet.onnx_policy import OnnxPolicy
+from qfleet.serving.counters import Counters
 
 from .conftest import TOKEN
 
@@ -54,6 +55,21 @@ def test_a_bad_file_is_refused_and_the_old_model_goes_on(client: TestClient, mod
     replace(model, other_onnx.read_bytes())
     until(client, 'qfleet_reloads_total{result="taken"} 1.0')
     assert version(client) != before
+
+
+def test_a_worker_that_is_started_again_takes_what_the_others_have(
+    make_client: MakeClient, model: Path, other_onnx: Path, tmp_path: Path
+) -> None:
+    Counters.make_file(tmp_path / "counters", 1)
+    before = version(make_client(counters=str(tmp_path / "counters"), poll_seconds=3600.0))
+    model.write_bytes(b"no model")
+    again = make_client(counters=str(tmp_path / "counters"))
+    assert version(again) == before
+    until(again, 'qfleet_reloads_total{result="refused"} 1.0')
+    replace(model, other_onnx.read_bytes())
+    until(again, 'qfleet_reloads_total{result="taken"} 1.0')
+    last = make_client(counters=str(tmp_path / "counters"), poll_seconds=3600.0)
+    assert version(last) == version(again) != before
 
 
 def test_reload_on_request(make_client: MakeClient, model: Path, other_onnx: Path) -> None:

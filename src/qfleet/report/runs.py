@@ -119,8 +119,8 @@ def read_run(path: Path) -> Run:
         ConfigError, CheckpointError: a file is damaged, or of another program.
     """
     if not (path / "config.toml").is_file():
-        what = "no run here (config.toml is missing)" if path.is_dir() else "no such directory"
-        raise UsageError(f"{path}: {what}")
+        what = "a file, not a run directory" if path.exists() else "no such directory"
+        raise UsageError(f"{path}: {'no run here (config.toml is missing)' if path.is_dir() else what}")
     try:
         config = read_config(path / "config.toml")
         summary: Values | None = None

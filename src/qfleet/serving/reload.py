@@ -3,7 +3,8 @@
     changed file -> read -> golden observations -> same shapes as before? -> swapped, or refused and the old one goes on
 
 Each worker watches the file for itself, so a change reaches all of them. Of the workers that follow a run one exports;
-the lock beside the file says which.
+the lock beside the file says which. A worker that is started again begins with the newest model that any worker took:
+the file may be a bad one by then.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import hashlib
 import logging
 import os
 import sys
@@ -49,6 +51,8 @@ class Reloader:
         self._counters = counters
         self._path = Path(settings.model)
         self._seen: Signature | None = None
+        # Beside what the workers count; a server of one process is not started again.
+        self._kept = None if settings.counters is None else Path(settings.counters).with_name("kept.onnx")
         self._lock = asyncio.Lock()
         self._export_lock: IO[bytes] | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -59,8 +63,11 @@ class Reloader:
         Raises:
             CheckpointError: the file is there, and cannot be served.
         """
-        if self._path.exists() or not self._settings.watch:
-            await self._load()
+        if self._kept is not None and self._kept.exists():
+            await self._load(self._kept)
+            self._seen = None  # what the file holds is tried as any change is
+        elif self._path.exists() or not self._settings.watch:
+            await self._load(self._path)
         self._tasks.append(asyncio.create_task(self._watch_file()))
         if self._settings.watch:
             self._tasks.append(asyncio.create_task(self._follow_run()))
@@ -81,13 +88,13 @@ class Reloader:
         """
         if self._settings.run is not None:
             await export_beside(self._settings.run, self._path)
-        await self._load()
+        await self._load(self._path)
 
-    async def _load(self) -> None:
+    async def _load(self, path: Path) -> None:
         async with self._lock:
             self._seen = signature(self._path)
             try:
-                model = await asyncio.to_thread(self._open)
+                model = await asyncio.to_thread(self._open, path)
             except QfleetError as error:
                 self._counters.reloaded(refused=True)
                 if self.model is not None:
@@ -101,9 +108,9 @@ class Reloader:
             self.model = model
             self.on_model()
 
-    def _open(self) -> Model:
+    def _open(self, path: Path) -> Model:
         """Read and check; in a thread, so that requests are answered meanwhile."""
-        policy = OnnxPolicy.read(self._path)
+        policy = OnnxPolicy.read(path)
         if self.model is not None:
             old, new = self.model.policy.spec, policy.spec
             for name in ("obs_shape", "obs_dtype", "num_actions"):
@@ -112,7 +119,20 @@ class Reloader:
                         f"{self._path}: {name} {getattr(new, name)}, clients were promised {getattr(old, name)}; "
                         "start a server of its own for it"
                     )
-        return open_model(policy, self._settings.max_batch)
+        model = open_model(policy, self._settings.max_batch)
+        if self._kept is not None and path != self._kept:
+            self._keep(path, policy.digest)
+        return model
+
+    def _keep(self, path: Path, digest: str) -> None:
+        """Put a copy aside for workers that are started again."""
+        assert self._kept is not None
+        part = self._kept.with_name(f"{self._kept.name}.{os.getpid()}")
+        with contextlib.suppress(OSError):  # then they begin with what was kept before
+            content = path.read_bytes()
+            if hashlib.sha256(content).hexdigest() == digest:  # else it has changed since, and is looked at next
+                part.write_bytes(content)
+                part.replace(self._kept)
 
     async def _watch_file(self) -> None:
         while True:
@@ -121,7 +141,7 @@ class Reloader:
             if found is None or found == self._seen:
                 continue
             with contextlib.suppress(QfleetError):  # it was logged; the next change is the next try
-                await self._load()
+                await self._load(self._path)
 
     async def _follow_run(self) -> None:
         run = self._settings.run

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qfleet.errors import UsageError
-from qfleet.ops.observations import as_declared
+from qfleet.ops.declared import as_declared
 
 
 @pytest.mark.parametrize(
