@@ -1,7 +1,7 @@
 """MinAtar's games by the family's recipes over several seeds: scores, curves, and the page of the documentation.
 
-    python benchmarks/minatar.py --jobs 2 --runs runs/minatar --record docs/results/minatar.jsonl
-    python benchmarks/minatar.py --only-page --record docs/results/minatar.jsonl --out minatar.md --picture minatar.png
+    python benchmarks/minatar.py --jobs 2 --runs runs/minatar --record runs/minatar.jsonl
+    python benchmarks/minatar.py --only-page --record runs/minatar.jsonl --out minatar.md --picture minatar.png
 
 Each run is a `qfleet train` of its own with one thread; `--jobs` of them at once, so seconds are no speed claim. What
 the record holds is not run again, and what was interrupted is resumed. Nothing is tuned per game.

@@ -1,7 +1,7 @@
 """Pong until a greedy mean of 18 over 20 games, over several seeds: wall clock, frames and the curve.
 
-    python benchmarks/pong.py --runs runs/pong --record docs/results/pong.jsonl --out pong.md --picture pong.png
-    python benchmarks/pong.py --only-page --record docs/results/pong.jsonl --peer-python ../peers/bin/python
+    python benchmarks/pong.py --runs runs/pong --record runs/pong.jsonl --out pong.md --picture pong.png
+    python benchmarks/pong.py --only-page --record runs/pong.jsonl --peer-python ../peers/bin/python
 
 Each run is a `qfleet train` of its own, `--jobs` of them at once; what the record holds is not run again, and what was
 interrupted is resumed. With `--peer-python`, Stable-Baselines3's DQN gets as many seconds as the median run took, and

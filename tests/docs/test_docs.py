@@ -178,6 +178,7 @@ def test_every_benchmark_has_its_command() -> None:
     named = {words[1] for words in commands if words[0] == "python"}
     assert named == {f"benchmarks/{path.name}" for path in (ROOT / "benchmarks").glob("*.py")} - {
         "benchmarks/harness.py",
+        "benchmarks/recorded.py",
         "benchmarks/marginal_rate.py",
         "benchmarks/serving_load.py",
         "benchmarks/serving_images.py",
