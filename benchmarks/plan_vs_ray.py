@@ -118,7 +118,7 @@ def main() -> None:
             rows.append(row)
             print(json.dumps({"round": number, "took": time.perf_counter() - began, **row}), flush=True)
     headers = ["strategy", "1 worker, measured", "2 workers, predicted", "2 workers, measured", "error", "each round"]
-    table = []
+    table, within = [], 0
     for label in args.strategies:
         own = [row for row in rows if row["label"] == label]
 
@@ -127,8 +127,8 @@ def main() -> None:
 
         errors = ", ".join(f"{float(str(row['error'])):+.0%}" for row in own)
         cells = [f"{median(name):,.0f}" for name in ("one", "predicted", "measured")]
-        table.append([label, *cells, f"{median('error'):+.0%}", errors])
-    within = sum(abs(float(row[4].rstrip("%"))) <= 100 * GOAL for row in table)
+        table.append([label, *cells, f"{median('error'):+.1%}", errors])
+        within += abs(median("error")) <= GOAL
     notes = [
         f"Updates/s, medians over {args.rounds} rounds; error = predicted / measured - 1, its median over rounds.",
         f"{within} of {len(table)} strategies within {GOAL:.0%}.",
