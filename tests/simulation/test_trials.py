@@ -26,7 +26,7 @@ from .ledger import Ledger, Violation
 from .plans import SCENARIOS, draw_plan
 from .trial import Outcome, attempts, play, summarise
 
-NUM_SEEDS = 240
+NUM_SEEDS = 200
 NUM_MANY = 5000
 
 
