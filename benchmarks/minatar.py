@@ -13,13 +13,12 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from harness import markdown_page, markdown_table, write_page
-from recorded import Entry, Training, read_record, run_recorded
+from recorded import Entry, Training, run_waiting
 
 # Env steps of each game's runs.
 BUDGETS = {
@@ -40,8 +39,6 @@ def training_of(game: str, recipe: str, seed: int) -> Training:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--games", nargs="+", default=list(BUDGETS), choices=list(BUDGETS))
-    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="runs at once; not more than cores")
@@ -51,6 +48,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="Markdown file")
     parser.add_argument("--picture", type=Path, help="PNG of the learning curves")
     parser.add_argument("--qfleet", help="command in place of the installed qfleet")
+    parser.add_argument("--games", nargs="+", default=list(BUDGETS), choices=list(BUDGETS))
+    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES))
     return parser.parse_args()
 
 
@@ -98,25 +97,14 @@ def main() -> None:
     args = parse_arguments()
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     keys = [(game, recipe, seed) for game in args.games for recipe in args.recipes for seed in seeds]
-    record = read_record(args.record)
     # The short ones first, seed by seed: a sitting that is interrupted leaves whole games.
-    waiting = sorted(keys, key=lambda key: (BUDGETS[key[0]], key[0], key[2]))
-    trainings = [training for key in waiting if (training := training_of(*key)).name not in record]
-
-    def finish(training: Training) -> None:
-        entry = run_recorded(training, args.runs, args.record, args.qfleet)
-        print(f"{training.name}: {entry['eval']['mean_return']:.1f}", file=sys.stderr, flush=True)
-
-    if not args.only_page:
-        with ThreadPoolExecutor(args.jobs) as pool:
-            list(pool.map(finish, trainings))
-        record = read_record(args.record)
+    in_turn = sorted(keys, key=lambda key: (BUDGETS[key[0]], key[0], key[2]))
+    trainings = [training_of(*key) for key in in_turn]
+    record = run_waiting(trainings, args, lambda entry: f"{entry['eval']['mean_return']:.1f}")
     groups: dict[tuple[str, str], list[Entry]] = {}
     for game, recipe, seed in keys:
         if (entry := record.get(training_of(game, recipe, seed).name)) is not None:
             groups.setdefault((game, recipe), []).append(entry)
-    if not groups:
-        sys.exit(f"{args.record}: no run of these is finished")
     headers = ["game", "recipe", "held-out return, mean ± std", "each seed", "best validation", "seconds", "command"]
     table = markdown_table(headers, [row(*key, entries) for key, entries in groups.items()])
     notes = [

@@ -13,11 +13,10 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from harness import Json, Spread, markdown_page, markdown_table, run_command, write_page
-from recorded import Entry, Training, read_record, run_recorded
+from recorded import Entry, Training, run_waiting
 
 PEER = Path(__file__).parent / "peers" / "sb3_pong.py"
 MINUTES = 35
@@ -31,19 +30,19 @@ def training_of(args: argparse.Namespace, seed: int) -> Training:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--env", default="ALE/Pong-v5")
-    parser.add_argument("--recipe", default="fast")
-    parser.add_argument("--target", type=float, default=18.0)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="runs at once; the recipe takes one core")
     parser.add_argument("--runs", type=Path, default=Path("runs/pong"), help="folder of the run directories")
     parser.add_argument("--record", type=Path, required=True, help="JSON Lines file; finished runs are added")
     parser.add_argument("--only-page", action="store_true", help="train nothing")
-    parser.add_argument("--peer-python", help="interpreter of an environment with stable-baselines3 and ale-py")
     parser.add_argument("--out", type=Path, help="Markdown file")
     parser.add_argument("--picture", type=Path, help="PNG of the learning curves")
     parser.add_argument("--qfleet", help="command in place of the installed qfleet")
+    parser.add_argument("--env", default="ALE/Pong-v5")
+    parser.add_argument("--recipe", default="fast")
+    parser.add_argument("--target", type=float, default=18.0)
+    parser.add_argument("--peer-python", help="interpreter of an environment with stable-baselines3 and ale-py")
     parser.add_argument("--qfleet-args", default="", help="more arguments for every `qfleet train`")
     return parser.parse_args()
 
@@ -90,19 +89,8 @@ def describe_peer(result: dict[str, Json]) -> str:
 def main() -> None:
     args = parse_arguments()
     trainings = [training_of(args, seed) for seed in range(args.first_seed, args.first_seed + args.seeds)]
-    record = read_record(args.record)
-
-    def finish(training: Training) -> None:
-        entry = run_recorded(training, args.runs, args.record, args.qfleet)
-        print(f"{training.name}: {' | '.join(row(entry, args.target))}", file=sys.stderr, flush=True)
-
-    if not args.only_page:
-        with ThreadPoolExecutor(args.jobs) as pool:
-            list(pool.map(finish, [training for training in trainings if training.name not in record]))
-        record = read_record(args.record)
+    record = run_waiting(trainings, args, lambda entry: " | ".join(row(entry, args.target)))
     entries = [record[training.name] for training in trainings if training.name in record]
-    if not entries:
-        sys.exit(f"{args.record}: no run of these is finished")
     headers = [
         "seed",
         "reached",

@@ -5,9 +5,12 @@ What was interrupted is resumed from its run directory's newest checkpoint. Used
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +45,25 @@ class Training:
     about: dict[str, str | int]
     words: tuple[str, ...]
     limits: tuple[str, ...]
+
+
+def run_waiting(
+    trainings: Sequence[Training], args: argparse.Namespace, describe: Callable[[Entry], str]
+) -> dict[str, Entry]:
+    """Run those that the record does not hold, in their order, and tell each; all finished runs by name."""
+    record = read_record(args.record)
+
+    def finish(training: Training) -> None:
+        entry = run_recorded(training, args.runs, args.record, args.qfleet)
+        print(f"{training.name}: {describe(entry)}", file=sys.stderr, flush=True)
+
+    if not args.only_page:
+        with ThreadPoolExecutor(args.jobs) as pool:
+            list(pool.map(finish, [training for training in trainings if training.name not in record]))
+    record = read_record(args.record)
+    if not any(training.name in record for training in trainings):
+        sys.exit(f"{args.record}: no run of these is finished")
+    return record
 
 
 def read_record(path: Path) -> dict[str, Entry]:

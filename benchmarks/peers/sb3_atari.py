@@ -12,6 +12,10 @@ import os
 import platform
 import time
 from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.vec_env import VecFrameStack
 
 HYPERPARAMETERS = {
     "learning_rate": 1e-4,
@@ -35,20 +39,30 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    args = parse_arguments()
-    # Set before torch is imported: OpenMP reads its thread count once.
-    os.environ.update({name: str(args.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")})
+def set_up(threads: int) -> None:
+    """Register the games and set the threads; before torch is imported, for OpenMP reads its thread count once."""
+    os.environ.update({name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")})
     import ale_py
     import gymnasium
     import torch
-    from stable_baselines3 import DQN
-    from stable_baselines3.common.callbacks import BaseCallback
+
+    gymnasium.register_envs(ale_py)
+    torch.set_num_threads(threads)
+
+
+def make_env(env_id: str, seed: int) -> VecFrameStack:
+    """One copy, preprocessed, in stacks of four."""
     from stable_baselines3.common.env_util import make_atari_env
     from stable_baselines3.common.vec_env import VecFrameStack
 
-    gymnasium.register_envs(ale_py)
-    torch.set_num_threads(args.threads)
+    return VecFrameStack(make_atari_env(env_id, n_envs=1, seed=seed), n_stack=4)
+
+
+def main() -> None:
+    args = parse_arguments()
+    set_up(args.threads)
+    from stable_baselines3 import DQN
+    from stable_baselines3.common.callbacks import BaseCallback
 
     class Marks(BaseCallback):
         def __init__(self) -> None:
@@ -69,10 +83,9 @@ def main() -> None:
             self.marks.append((time.perf_counter(), self.num_timesteps, self.model._n_updates))
 
     total = args.warm_env_steps + args.env_steps
-    env = VecFrameStack(make_atari_env(args.env, n_envs=1, seed=args.seed), n_stack=4)
     model = DQN(
         "CnnPolicy",
-        env,
+        make_env(args.env, args.seed),
         learning_starts=1_000,
         exploration_fraction=1_000 / total,
         seed=args.seed,

@@ -7,23 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from importlib.metadata import version
 
+from sb3_atari import HYPERPARAMETERS, make_env, set_up
+
 TOTAL_ENV_STEPS = 10_000_000
-HYPERPARAMETERS = {
-    "learning_rate": 1e-4,
-    "batch_size": 32,
-    "buffer_size": 100_000,
-    "learning_starts": 100_000,
-    "target_update_interval": 1_000,
-    "train_freq": 4,
-    "gradient_steps": 1,
-    "exploration_fraction": 0.1,
-    "exploration_final_eps": 0.01,
-    "optimize_memory_usage": False,
-}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -38,19 +27,10 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    # Set before torch is imported: OpenMP reads its thread count once.
-    os.environ.update({name: str(args.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")})
-    import ale_py
-    import gymnasium
-    import torch
+    set_up(args.threads)
     from stable_baselines3 import DQN
     from stable_baselines3.common.callbacks import BaseCallback
-    from stable_baselines3.common.env_util import make_atari_env
     from stable_baselines3.common.evaluation import evaluate_policy
-    from stable_baselines3.common.vec_env import VecFrameStack
-
-    gymnasium.register_envs(ale_py)
-    torch.set_num_threads(args.threads)
 
     class Until(BaseCallback):
         ends: float
@@ -61,14 +41,19 @@ def main() -> None:
         def _on_step(self) -> bool:
             return time.perf_counter() < self.ends
 
-    def make_env(seed: int) -> VecFrameStack:
-        return VecFrameStack(make_atari_env(args.env, n_envs=1, seed=seed), n_stack=4)
-
-    model = DQN("CnnPolicy", make_env(args.seed), seed=args.seed, device="cpu", **HYPERPARAMETERS)
+    model = DQN(
+        "CnnPolicy",
+        make_env(args.env, args.seed),
+        learning_starts=100_000,
+        exploration_fraction=0.1,
+        seed=args.seed,
+        device="cpu",
+        **HYPERPARAMETERS,
+    )
     began = time.perf_counter()
     model.learn(TOTAL_ENV_STEPS, callback=Until(), log_interval=1_000_000)
     seconds = time.perf_counter() - began
-    mean_return, std_return = evaluate_policy(model, make_env(10_000 + args.seed), n_eval_episodes=args.games)
+    mean_return, std_return = evaluate_policy(model, make_env(args.env, 10_000 + args.seed), n_eval_episodes=args.games)
     packages = ("stable_baselines3", "gymnasium", "ale_py", "torch")
     print(
         json.dumps(
