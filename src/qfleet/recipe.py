@@ -114,13 +114,13 @@ def recipe_for_env(env_id: str, algo: str | None = None) -> Recipe | None:
     if own is not None or family is None:
         return own
     of_family = [recipe for recipe in recipes if recipe.name.startswith(f"{family.name}-")]
+    of_family.sort(key=lambda recipe: recipe.name != family.default)  # the default one first
+    if algo is None:
+        return of_family[0]
     named = [recipe for recipe in of_family if recipe.name == f"{family.name}-{algo}"]
-    like = [recipe for recipe in of_family if recipe.algo == algo]
-    default = [recipe for recipe in of_family if recipe.name == family.default]
-    alike: list[Recipe] = []
-    if algo is not None and not named and not like and _learns_from(algo) != _learns_from(default[0].algo):
-        alike = [recipe for recipe in of_family if _learns_from(recipe.algo) == _learns_from(algo)]
-    return (named or like or alike or default)[0]
+    like = named or [recipe for recipe in of_family if recipe.algo == algo]
+    alike = like or [recipe for recipe in of_family if _learns_from(recipe.algo) == _learns_from(algo)]
+    return (alike or of_family)[0]
 
 
 def choose_recipe(

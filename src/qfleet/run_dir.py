@@ -28,11 +28,16 @@ def refuse_others(run_dir: Path) -> None:
     members = sorted(path.parent.name for path in run_dir.glob("seed-*/config.toml"))
     if members:
         raise UsageError(f"{run_dir}: several runs; give one of them: {run_dir / members[0]} (of {', '.join(members)})")
-    if not run_dir.exists():
-        raise UsageError(f"{run_dir}: no such directory")
-    if not run_dir.is_dir():
-        raise UsageError(f"{run_dir}: a file, not a run directory; of exported policies only .onnx files are read back")
-    raise UsageError(f"{run_dir}: no run here (config.toml is missing)")
+    is_file = run_dir.exists() and not run_dir.is_dir()
+    advice = "; of exported policies only .onnx files are read back" if is_file else ""
+    raise UsageError(f"{run_dir}: {why_no_run(run_dir)}{advice}")
+
+
+def why_no_run(path: Path) -> str:
+    """In words, what is at a path instead of a run."""
+    if not path.exists():
+        return "no such directory"
+    return "no run here (config.toml is missing)" if path.is_dir() else "a file, not a run directory"
 
 
 def default_run_dir(config: RunConfig) -> Path:

@@ -106,8 +106,8 @@ def test_recipes_of_a_family_differ_in_no_game_and_learn_from_clipped_rewards_of
         config = build_config(find_recipe(name, "ALE/Pong-v5").values, [])
         assert config.env.id is None
         assert (config.env.reward_clip, config.env.atari.life_loss, config.env.atari.sticky_actions) == (1.0, False, 0)
-        if name != "fast":
-            assert build_config(find_recipe(name, "MinAtar/Breakout-v1").values, []).env.reward_clip is None
+    for name in ("dqn", "rainbow", "iqn", "pqn"):
+        assert build_config(find_recipe(name, "MinAtar/Breakout-v1").values, []).env.reward_clip is None
 
 
 @pytest.mark.slow

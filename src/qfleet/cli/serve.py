@@ -22,7 +22,6 @@ EXAMPLES = examples(
     "qfleet serve --watch runs/acrobot --workers 4",
 )
 ENGINES = ("uvicorn", "ray")
-MIN_QUEUE = 1024  # observations
 
 
 def add_to(app: typer.Typer) -> None:
@@ -54,7 +53,7 @@ def serve(
 ) -> int:
     """Serve a policy over HTTP: POST /v1/act gives the action of an observation; / is a page to try it."""
     try:
-        from qfleet.serving.settings import Settings, read_token, require_safe
+        from qfleet.serving.settings import MIN_QUEUE, Settings, read_token, require_safe
     except ImportError as error:
         raise MissingExtraError(f"qfleet serve needs {error.name}: pip install 'qfleet[serve]'") from error
     if policy is None and watch is None:

@@ -5,8 +5,11 @@ The result is written in the format that `engine.cluster` reads, with each numbe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import tomli_w
 
@@ -37,6 +40,14 @@ class PlannedCluster:
         head += [f"# {one.name}: {one.value}, {one.source}" for one in self.origins]
         values = self.file.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
         return "\n".join([*head, "", tomli_w.dumps(values)])
+
+    @contextmanager
+    def on_disk(self) -> Iterator[str]:
+        """The name of its file, as engine.cluster takes it; the file is there for as long."""
+        with TemporaryDirectory(prefix="qfleet-plan-") as folder:
+            path = Path(folder) / "cluster.toml"
+            path.write_text(self.to_toml(), "utf-8")
+            yield str(path)
 
 
 def put_together(

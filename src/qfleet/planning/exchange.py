@@ -16,7 +16,6 @@ import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -148,10 +147,8 @@ def crowding_of(chains: Chains, config: RunConfig, cores: float) -> float:
             machine=(Machine(roles="*", cores=cores, crowding=crowding),),
             compute=(Compute(seconds=max(1e-6, seconds)),),
         )
-        with TemporaryDirectory(prefix="qfleet-plan-") as folder:
-            path = Path(folder) / "cluster.toml"
-            path.write_text(PlannedCluster(file, []).to_toml(), "utf-8")
-            on_sim = change_config(config, [("engine.name", "sim"), ("engine.cluster", str(path))])
+        with PlannedCluster(file, []).on_disk() as path:
+            on_sim = change_config(config, [("engine.name", "sim"), ("engine.cluster", path)])
             engine: Engine = load_plugin("engine", "sim").Engine(on_sim.engine, 0)
             group = [engine.spawn(f"probe-{rank}", Prober) for rank in range(2)]
             return _chained(engine, group, 1, 0.0)[0]

@@ -11,8 +11,6 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from qfleet.errors import QfleetError, in_one_line
 from qfleet.machine import describe_machine
@@ -50,13 +48,11 @@ class Learning:
 @contextmanager
 def on_cluster(grid: Grid, cluster: PlannedCluster) -> Iterator[list[Cell]]:
     """The grid's cells on this cluster, whose file is there for as long."""
-    with TemporaryDirectory(prefix="qfleet-plan-") as folder:
-        path = Path(folder) / "cluster.toml"
-        path.write_text(cluster.to_toml(), "utf-8")
+    with cluster.on_disk() as path:
         yield [
             cell
             if cell.config is None
-            else dataclasses.replace(cell, config=change_config(cell.config, [("engine.cluster", str(path))]))
+            else dataclasses.replace(cell, config=change_config(cell.config, [("engine.cluster", path)]))
             for cell in grid.cells
         ]
 

@@ -13,7 +13,6 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from qfleet.errors import QfleetError
 from qfleet.placement.cluster_file import Cluster, ClusterFile, Compute, Link, Machine, Network
@@ -88,10 +87,8 @@ def fit(
 
 def timed_on(config: RunConfig, spec: EnvSpec, file: ClusterFile) -> float:
     """Updates a second that the simulation of a configuration makes on a cluster."""
-    with TemporaryDirectory(prefix="qfleet-plan-") as folder:
-        path = Path(folder) / "cluster.toml"
-        path.write_text(PlannedCluster(file, []).to_toml(), "utf-8")
-        return simulate(change_config(config, [("engine.cluster", str(path))]), spec).updates
+    with PlannedCluster(file, []).on_disk() as path:
+        return simulate(change_config(config, [("engine.cluster", path)]), spec).updates
 
 
 def num_cores() -> int:

@@ -20,6 +20,7 @@ from qfleet.metrics import read_metrics
 from qfleet.recipe import read_config
 from qfleet.report.measures import Measured, Trace, read_trace
 from qfleet.run_config import RunConfig
+from qfleet.run_dir import why_no_run
 
 SO_FAR = (
     "num_env_steps", "num_updates", "num_episodes", "train_seconds", "env_steps_per_second", "updates_per_second",
@@ -119,8 +120,7 @@ def read_run(path: Path) -> Run:
         ConfigError, CheckpointError: a file is damaged, or of another program.
     """
     if not (path / "config.toml").is_file():
-        what = "a file, not a run directory" if path.exists() else "no such directory"
-        raise UsageError(f"{path}: {'no run here (config.toml is missing)' if path.is_dir() else what}")
+        raise UsageError(f"{path}: {why_no_run(path)}")
     try:
         config = read_config(path / "config.toml")
         summary: Values | None = None

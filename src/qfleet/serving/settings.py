@@ -10,6 +10,7 @@ from pathlib import Path
 from qfleet.errors import UsageError
 
 MIN_TOKEN = 16
+MIN_QUEUE = 1024  # observations
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class Settings:
     tls_key: str | None = None
     max_batch: int = 64
     max_wait_ms: float = 2.0
-    max_queue: int = 1024
+    max_queue: int = MIN_QUEUE
     timeout_seconds: float = 10.0
     poll_seconds: float = 0.5
     drain_seconds: float = 0.5
