@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
-from qfleet.config import (
-    did_you_mean,
-)
+from qfleet.config import did_you_mean
 from qfleet.envs.make import probe_spec
 from qfleet.envs.source import EnvFactory
 from qfleet.errors import UsageError
@@ -128,6 +126,8 @@ def choose_recipe(
 ) -> Recipe:
     """The recipe named, else the environment's own or its family's, else the default for its observations.
 
+    What was not named is fitted to the algorithm in `overrides`, see `fit_to`.
+
     Args:
         env_id: the environment.
         name: recipe name or TOML file.
@@ -138,11 +138,24 @@ def choose_recipe(
         return find_recipe(name, env_id)
     algo = next((str(value) for key, value in reversed(overrides) if key in ("algo", "algo.name")), None)
     own = recipe_for_env(env_id, algo) if env is None else None
-    if own is not None:
-        return own
-    of_env = [(key, value) for key, value in overrides if key.startswith("env.")]
-    spec = probe_spec(build_config({}, [("env.id", env_id), *of_env]).env, env)
-    return find_recipe("image" if len(spec.obs_shape) >= 2 and spec.obs_dtype == "uint8" else "vector")
+    if own is None:
+        of_env = [(key, value) for key, value in overrides if key.startswith("env.")]
+        spec = probe_spec(build_config({}, [("env.id", env_id), *of_env]).env, env)
+        own = find_recipe("image" if len(spec.obs_shape) >= 2 and spec.obs_dtype == "uint8" else "vector")
+    return own if algo is None else fit_to(own, algo)
+
+
+def fit_to(recipe: Recipe, algo: str) -> Recipe:
+    """A recipe that the user did not name, for the algorithm that they did.
+
+    Where its [algo] has fields that the algorithm lacks, that table and [replay] are another algorithm's: without them
+    this one begins with its own defaults.
+    """
+    table = recipe.values.get("algo", {})
+    if not isinstance(table, dict) or set(table) <= set(load_plugin("algo", algo).Config.model_fields):
+        return recipe
+    values = {section: table for section, table in recipe.values.items() if section not in ("algo", "replay")}
+    return replace(recipe, name=f"{recipe.name} without its [algo] and [replay]", values=values)
 
 
 def family_of(env_id: str) -> Family | None:

@@ -20,7 +20,7 @@ from qfleet.machine import choose_device
 from qfleet.placement.cluster_file import read_cluster
 from qfleet.plugins import load_plugin
 from qfleet.policy import make_blueprint
-from qfleet.recipe import Recipe, choose_recipe, list_recipes
+from qfleet.recipe import Recipe, choose_recipe, fit_to, list_recipes
 from qfleet.replay.memory import check_memory
 from qfleet.roles.blueprint import replay_bytes
 from qfleet.run_config import RunConfig, build_config, change_config, parse_override
@@ -234,7 +234,7 @@ def configure(
 
     What the recipe or --set says of a strategy holds for the variants that it fits, and a variant has the last word.
     """
-    values = dict(recipe.values)
+    values = dict((fit_to(recipe, algo) if algo and request.recipe is None else recipe).values)
     table = values.get("strategy", {})
     if isinstance(table, dict) and table.get("name", "serial") != strategy:
         values["strategy"] = {}

@@ -12,14 +12,11 @@ is killed to make that true.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import queue
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 try:
     import ray
@@ -36,22 +33,11 @@ from qfleet.engines.base import EngineConfig, Future, Placement, RoleRef, check_
 from qfleet.errors import ValueLost
 from qfleet.placement.lanes import Lanes
 from qfleet.placement.processes import Process, end
-from qfleet.placement.ray_calls import (
-    DEATHS,
-    Call,
-    Life,
-    Meeting,
-    call_failed,
-    cause_of_death,
-    death,
-    failure_of_task,
-    lay_out,
-    why_hopeless,
-)
+from qfleet.placement.ray_answers import Answers, Arrivals
+from qfleet.placement.ray_calls import DEATHS, Call, Life, Meeting, cause_of_death, lay_out, why_hopeless
 from qfleet.placement.ray_cluster import Cluster
 from qfleet.placement.ray_deadlines import Deadlines
-from qfleet.placement.ray_groups import Groups
-from qfleet.placement.ray_host import Answer, Home, Host, Order, Ticket
+from qfleet.placement.ray_host import Home, Host, Order, Ticket
 from qfleet.placement.traffic import Traffic
 from qfleet.types import Receipt
 
@@ -93,10 +79,6 @@ class _Role:
     life: Life
 
 
-Handle = Callable[[Any, Any, BaseException | None, float], None]
-_Arrival = tuple[Handle, object, object, BaseException | None, float]
-
-
 class Engine:
     """Places roles as Ray actors.
 
@@ -113,13 +95,13 @@ class Engine:
         self._cluster: Cluster | None = None
         self._roles: dict[str, _Role] = {}
         self._lanes = Lanes()
-        self._arrivals: queue.SimpleQueue[_Arrival] = queue.SimpleQueue()
+        self._arrivals = Arrivals()
         self._deadlines = Deadlines(config.role_timeout, config.placement_timeout)
+        self.traffic = Traffic()
+        self._answers = Answers(self._arrivals, self._lanes, self._deadlines, self.traffic)
         self._numbers = itertools.count()
-        self._groups = Groups(self._listen)
         self._log_folder: str | None = None
         self._num_threads: int | None = None
-        self.traffic = Traffic()
 
     def set_up_hosts(self, log_folder: Path, num_threads: int) -> None:
         """Where each role's process writes its output, and how many threads torch has there."""
@@ -144,7 +126,7 @@ class Engine:
         layout, values, producers = lay_out(args)
         self.traffic.pass_on(role.name, args, lane)
         refs = life.method("call", 1 + num_parts).remote(layout, num_parts, method, *values)
-        self._watch_call(Call(next(self._numbers), future, life, refs, producers))
+        self._answers.watch(Call(next(self._numbers), future, life, refs, producers))
         return future
 
     def all_reduce(
@@ -162,7 +144,7 @@ class Engine:
                 self._lanes.complete(future, error or ValueLost(culprit))
             return futures
         owns_gpus = all(self._roles[role.name].placement.num_gpus >= 1 for role in group)
-        shared = self._groups.of(lives)
+        shared = self._answers.groups.of(lives)
         meeting = Meeting(shared, len(lives))
         # Nobody's time runs while one is being built: a call is not begun before all have said where they can be met.
         arrivals = [] if shared.has_met else shared.arrivals
@@ -173,7 +155,7 @@ class Engine:
             dropped, life.dropped_groups = tuple(life.dropped_groups), []
             ticket = Ticket(shared.number, rank, len(lives), seconds, owns_gpus, len(arrivals), dropped)
             refs = life.method("reduce", 2).remote(ticket, layout, method, *arrivals, *values)
-            self._watch_call(Call(next(self._numbers), future, life, refs, producers, meeting))
+            self._answers.watch(Call(next(self._numbers), future, life, refs, producers, meeting))
         return futures
 
     def wait(self, timeout: float | None = None, lane: str = "training") -> Future | None:
@@ -181,7 +163,7 @@ class Engine:
         mine = self._lanes.of(lane)
         last = float("inf") if timeout is None else time.monotonic() + timeout
         while True:
-            self._take_arrivals()
+            self._arrivals.take()
             if mine.done:
                 return mine.done.popleft()
             if not mine.num_open:
@@ -194,7 +176,7 @@ class Engine:
             if now >= last:
                 return None
             horizon = min(last, self._deadlines.next())
-            self._take_arrivals(None if horizon == float("inf") else horizon - now)
+            self._arrivals.take(None if horizon == float("inf") else horizon - now)
 
     def result(self, future: Future) -> Receipt:
         """The receipt, or the failure."""
@@ -224,7 +206,7 @@ class Engine:
         """End the process; its unfinished calls come back as RoleDied."""
         known = self._roles.get(role.name)
         if known is not None:
-            self._lose(known.life, "killed")
+            self._answers.lose(known.life, "killed")
 
     def respawn(self, role: RoleRef) -> None:
         """A new process, which builds the role anew."""
@@ -283,9 +265,9 @@ class Engine:
         actor = ray.remote(Host).options(**options).remote()
         life = Life(name, incarnation, actor, time.monotonic())
         order = Order(name, incarnation, packed, self._log_folder, self._num_threads)
-        self._listen(actor.place.remote(), self._on_placed, life)
+        self._arrivals.listen(actor.place.remote(), self._on_placed, life)
         life.building = actor.build.remote(order)
-        self._listen(life.building, self._on_built, life)
+        self._arrivals.listen(life.building, self._on_built, life)
         self._deadlines.watch(life)
         return life
 
@@ -300,43 +282,29 @@ class Engine:
             life.is_built, life.clock = True, at
             self._deadlines.watch(life)
         else:
-            self._lose(life, cause_of_death(error))
-
-    def _lose(self, life: Life, cause: str) -> None:
-        """It is dead from now on, and so is its process."""
-        if life.cause is not None:
-            return
-        life.end(cause)
-        self._groups.lose(life)
-        calls, life.calls = list(life.calls.values()), {}
-        for call in calls:
-            self._settle(call, death(life, cause))
+            self._answers.lose(life, cause_of_death(error))
 
     def _close_roles(self, lives: list[Life]) -> None:
         """Drop their calls, let them close themselves, end them."""
-        for call in [call for life in lives for call in life.calls.values()]:
-            self._lanes.of(call.future.lane).num_open -= 1
-            if call.meeting is not None:
-                self._blame(call.meeting, call.life.name)
-            call.life.calls = {}
+        self._answers.drop(lives)
         closing = [life.actor.close.remote() for life in lives]
         if closing:
             ray.wait(closing, num_returns=len(closing), timeout=_CLOSE_SECONDS)
-        self._take_arrivals()  # among them may be where a role lives that was spawned a moment ago
+        self._arrivals.take()  # among them may be where a role lives that was spawned a moment ago
         for life in lives:
-            self._lose(life, "killed")
+            self._answers.lose(life, "killed")
 
     def _give_up(self, life: Life) -> None:
         """Its time is up: it was placed and does not answer, or it found no place."""
         if life.home is not None:
-            self._lose(life, "timeout")
+            self._answers.lose(life, "timeout")
             return
         why = self._joined().why_no_room(self._roles[life.name].placement)
         life.no_room = (
             f"role {life.name} found no place in {self.config.placement_timeout:g} s: it {why}; ask for less, or "
             "give a cluster that grows more time with --set engine.placement_timeout"
         )
-        self._lose(life, "no room")
+        self._answers.lose(life, "no room")
 
     # Calls
 
@@ -345,62 +313,3 @@ class Engine:
         life = known.life if known is not None else None
         self._lanes.of(lane).num_open += 1
         return Future(role, method, lane, life.incarnation if life is not None else 0, num_parts), life
-
-    def _watch_call(self, call: Call) -> None:
-        life = call.life
-        if not life.calls and life.is_built:
-            life.clock = time.monotonic()
-        life.calls[call.number] = call
-        self._deadlines.watch(life)
-        self._listen(call.refs[-1], self._on_answer, call)
-
-    def _listen(self, ref: Any, handle: Handle, subject: object) -> None:
-        """Have what becomes of a reference handed to `handle` in a later wait()."""
-        arrivals = self._arrivals
-
-        def arrive(done: Any) -> None:  # in one of Ray's threads
-            error = done.exception()
-            arrivals.put((handle, subject, None if error is not None else done.result(), error, time.monotonic()))
-
-        ref.future().add_done_callback(arrive)
-
-    def _take_arrivals(self, seconds: float | None = 0.0) -> None:
-        """All that is there; where there is nothing, wait for the first one."""
-        with contextlib.suppress(queue.Empty):
-            while True:
-                handle, subject, value, error, at = self._arrivals.get(timeout=seconds)
-                handle(subject, value, error, at)
-                seconds = 0.0
-
-    def _on_answer(self, call: Call, answer: object, error: BaseException | None, at: float) -> None:
-        life, future = call.life, call.future
-        if call.number not in life.calls:
-            return  # of a dead role, or dropped
-        if error is not None and not isinstance(error, ray.exceptions.RayTaskError) and isinstance(error, DEATHS):
-            self._lose(life, cause_of_death(error))
-            return
-        del life.calls[call.number]
-        life.clock = at
-        if isinstance(answer, Answer):
-            if answer.receipt is not None:
-                future.receipt, future.payload, future.sizes = answer.receipt, list(call.refs[:-1]), answer.sizes
-            if call.meeting is not None:
-                self.traffic.ring(answer.num_averaged, len(call.meeting.group.lives))
-            self._settle(call, call_failed(future, answer.raised) if answer.raised is not None else None)
-        else:
-            self._settle(call, failure_of_task(call, error))
-
-    def _settle(self, call: Call, error: Exception | None) -> None:
-        """Complete a call; one whose group broke waits until it is known by whom."""
-        if call.meeting is None:
-            self._lanes.complete(call.future, error)
-            return
-        for future, its_error in call.meeting.settle(call.future, error):
-            self._lanes.complete(future, its_error)
-        if call.meeting.culprit is not None:
-            self._groups.forget(call.meeting.group)
-
-    def _blame(self, meeting: Meeting, name: str) -> None:
-        for future, error in meeting.blame(name):
-            self._lanes.complete(future, error)
-        self._groups.forget(meeting.group)

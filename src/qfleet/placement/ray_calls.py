@@ -124,9 +124,20 @@ class Meeting:
         return [(future, ValueLost(self.culprit)) for future in held]
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What Ray said of a call: the host's answer, or why there is none."""
+
+    answer: object
+    error: BaseException | None
+
+
 @dataclass(slots=True, eq=False)
 class Call:
-    """A call under way: Ray's references to its payload's pieces and its answer, and whose payloads it takes."""
+    """A call under way: Ray's references to its payload's pieces and its answer, and whose payloads it takes.
+
+    Its outcome is there once Ray has answered; it is kept until the role's calls before it have theirs.
+    """
 
     number: int
     future: Future
@@ -134,6 +145,7 @@ class Call:
     refs: list[Any]
     producers: tuple[Future, ...] = ()
     meeting: Meeting | None = None
+    outcome: Outcome | None = None
 
 
 def why_hopeless(future: Future, life: Life | None, args: Sequence[object]) -> RoleDied | ValueLost | None:
