@@ -94,6 +94,12 @@ def test_a_family_has_its_recipes() -> None:
         ("MinAtar/Asterix-v0", "atari-pqn", ()): "atari-pqn",
         ("CartPole-v1", "rainbow", ()): "rainbow",
         ("CartPole-v1", None, (("algo", "dqn"),)): "cartpole",
+        ("CartPole-v1", None, (("algo", "c51"),)): "cartpole",
+        # The recipe's fields are of another kind of algorithm: this one's own defaults.
+        ("CartPole-v1", None, (("algo", "a2c"),)): "cartpole without its [algo] and [replay]",
+        ("Acrobot-v1", None, (("algo.name", "pqn"),)): "vector without its [algo] and [replay]",
+        ("ALE/Pong-v5", None, (("algo", "a2c"),)): "atari-pqn without its [algo] and [replay]",
+        ("MinAtar/Asterix-v0", None, (("algo", "a2c"),)): "minatar-pqn without its [algo] and [replay]",
     }
     for (env_id, name, overrides), expected in chosen.items():
         chosen_recipe = choose_recipe(env_id, name, list(overrides))

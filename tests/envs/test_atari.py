@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from qfleet.envs.config import EnvConfig
+from qfleet.envs.config import AtariConfig, EnvConfig
 from qfleet.envs.make import make_env_batch, probe_spec
 from qfleet.envs.vector import EnvBatch
 from qfleet.errors import UsageError
@@ -200,6 +200,13 @@ def test_no_more_threads_than_the_role_has(asked: Any, num_envs: int, threads: i
 def test_refusals(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         make_env_batch(EnvConfig(id="ALE/Pong-v5", **fields))
+
+
+def test_settings_of_atari_games_are_refused_where_there_is_none() -> None:
+    changes: dict[str, Any] = {"atari": {"sticky_actions": 0.25, "life_loss": True}}
+    with pytest.raises(UsageError, match=r"no Atari game, .* read env\.atari\.sticky_actions, env\.atari\.life_loss;"):
+        make_env_batch(EnvConfig(id="CartPole-v1", **changes))
+    make_env_batch(EnvConfig(id="CartPole-v1", atari=AtariConfig(size=84))).close()  # as it is anyway
 
 
 def test_a_name_without_its_family_is_proposed() -> None:

@@ -16,7 +16,7 @@ Autoreset = Literal["auto", "next_step", "same_step"]
 
 
 class AtariConfig(Section):
-    """The field's preprocessing of Atari games (Mnih et al. 2015; Machado et al. 2018); other environments ignore it.
+    """The field's preprocessing of Atari games (Mnih et al. 2015; Machado et al. 2018); refused elsewhere.
 
     Attributes:
         preprocessing: False leaves a game as it is registered: 210 x 160 in colour, with `env.kwargs`.
@@ -79,7 +79,8 @@ class EnvConfig(Section):
         discretize: number of evenly spaced values per dimension of a continuous (Box) action.
         reward_scale: the training reward is the environment's times this; episode returns stay raw.
         reward_clip: the scaled training reward is then clipped to [-reward_clip, reward_clip].
-        atari, image: preprocessing of Atari games, and of other environments with images.
+        atari: preprocessing of Atari games.
+        image: preprocessing of other environments with images.
     """
 
     id: str | None = None

@@ -178,7 +178,8 @@ def find_source(config: EnvConfig, factory: EnvFactory | None = None) -> EnvSour
     """What `config` (or, where given, `factory`) stands for.
 
     Raises:
-        UsageError: no id, an id that nothing registers (with the nearest ones), or a module or name that is absent.
+        UsageError: no id, an id that nothing registers (with the nearest ones), a module or name that is absent, or
+            settings of Atari games for what is none.
         MissingExtraError: the package that registers the id is not installed.
     """
     registration: Registration | None = None
@@ -191,6 +192,12 @@ def find_source(config: EnvConfig, factory: EnvFactory | None = None) -> EnvSour
         registration, factory = _find_in_module(label)
     else:
         registration = _find_registered(label)
+    asked = ", ".join(f"env.atari.{name}" for name in config.atari.model_dump(exclude_defaults=True))
+    if asked and not atari.is_atari(registration):
+        raise UsageError(
+            f"environment {label}: it is no Atari game, and nothing would read {asked}; leave that out "
+            "(preprocessing of other images is [env.image])"
+        )
     return EnvSource(
         label,
         registration,
