@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +15,12 @@ from torch import nn
 from qfleet.networks import path as paths
 from qfleet.networks.flat import FlatNetwork
 from qfleet.networks.heads import DuelingHead, QNetwork
+from qfleet.networks.optimizer import OptimizerConfig, VectorOptimizer
 from qfleet.networks.path import REFERENCE, ComputePath, choose_path, cpu_flags, torso_features
+from qfleet.networks.spectral import SpectralNorm
 from qfleet.networks.torso import NetworkConfig, Torso
 
-BFLOAT16 = ComputePath("bfloat16")
+BFLOAT16 = ComputePath("bfloat16", channels_last=True)
 SHAPE = (2, 36, 40)
 
 
@@ -71,8 +75,78 @@ def test_the_head_is_computed_in_float32() -> None:
     module, obs = build(), observations()
     values = FlatNetwork(module, path=BFLOAT16).infer(obs)
     with torch.no_grad():
-        features = torso_features(module.torso, obs, "bfloat16", False)
+        features = torso_features(module.torso, obs, "bfloat16", True)
         assert torch.equal(values, module.head(features))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "radam", "rmsprop", "sgd", "load", "copy"])
+def test_weights_kept_for_inference_follow_the_parameters(optimizer: Any) -> None:
+    network, obs = FlatNetwork(build(), path=BFLOAT16), observations()
+    before = network.infer(obs)
+    assert torch.equal(network.infer(obs), before)
+    network.backpropagate(obs, lambda values: (values, None))
+    assert network.gradient is not None
+    if optimizer == "load":
+        other = FlatNetwork(build())
+        other.vector.mul_(1.1)
+        network.load(other.snapshot(1))
+    elif optimizer == "copy":
+        network.copy_from(network.vector.numpy() * np.float32(1.1), network.buffers.numpy())
+    else:
+        step = VectorOptimizer(OptimizerConfig(name=optimizer), 1e-2, network.vector).step
+        step(network.gradient, 1)
+    after = network.infer(obs)
+    assert not torch.equal(after, before)
+    fresh = FlatNetwork(build(), path=BFLOAT16)
+    fresh.copy_from(network.vector.numpy(), network.buffers.numpy())
+    assert torch.equal(fresh.infer(obs), after)
+
+
+def test_acting_and_learning_see_the_same_values() -> None:
+    network, obs = FlatNetwork(build(), path=BFLOAT16), observations()
+    assert torch.equal(network.backpropagate(obs, lambda values: (values, values.clone())), network.infer(obs))
+
+
+def test_the_spectral_norm_is_one_of_a_float32_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, obs = build(config=NetworkConfig(hidden=(32,), spectral_norm=(-2, -3))), observations()
+    seen = []
+    weight = SpectralNorm.weight
+    monkeypatch.setattr(SpectralNorm, "weight", lambda self: seen.append(weight(self)) or seen[-1])
+    values, expected = (FlatNetwork(copy.deepcopy(module), path=path).infer(obs) for path in (BFLOAT16, REFERENCE))
+    assert [one.dtype for one in seen] == [torch.float32] * 4
+    assert float((values - expected).norm() / expected.norm()) < 0.02
+
+
+class Halved(nn.Sequential):
+    """Layers of a user's, which read a weight as they like."""
+
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        assert self[0].weight.dtype == torch.float32
+        result: torch.Tensor = super().forward(obs) / 2
+        return result
+
+
+def test_layers_of_a_users_have_their_own_weights() -> None:
+    torso, obs = Torso(NetworkConfig(hidden=(32,)), SHAPE, "uint8"), observations()
+    torso.body = Halved(nn.Conv2d(2, 4, 8, 4), nn.ReLU(), nn.Flatten())
+    module = QNetwork(torso, nn.Linear(4 * 8 * 9, 3))
+    values, expected = (FlatNetwork(copy.deepcopy(module), path=path).infer(obs) for path in (BFLOAT16, REFERENCE))
+    assert float((values - expected).norm() / expected.norm()) < 0.02
+
+
+@pytest.mark.parametrize("shape", [(4, 40, 40), (40, 40, 3), (40, 40)])
+def test_images_of_every_layout_have_their_channels_last_where_convolutions_see_them(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(3)
+    torso = Torso(NetworkConfig(hidden=(32,), layer_norm=True), shape, "uint8")
+    module = QNetwork(torso, nn.Linear(32, 3))
+    assert isinstance(torso.body, nn.Sequential)
+    seen = []
+    torso.body[1].register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
+    obs = torch.randint(0, 256, (16, *shape), dtype=torch.uint8)
+    values, expected = (FlatNetwork(copy.deepcopy(module), path=path).infer(obs) for path in (BFLOAT16, REFERENCE))
+    assert seen[0].dtype == torch.bfloat16
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+    assert float((values - expected).norm() / expected.norm()) < 0.02
 
 
 def test_pixels_enter_bfloat16_as_the_reference_would_round_them() -> None:
@@ -108,8 +182,7 @@ def test_a_few_observations_are_not_worth_a_conversion() -> None:
     [
         (("avx2", "avx512f"), True, REFERENCE),
         (("avx512f", "avx512_bf16"), True, BFLOAT16),
-        (("avx512_bf16", "amx_bf16"), True, ComputePath("bfloat16", channels_last=True, is_compiled=True)),
-        (("avx512_bf16", "amx_bf16"), False, BFLOAT16),
+        (("avx512_bf16", "amx_bf16"), True, BFLOAT16),
     ],
 )
 def test_auto_follows_the_processor(set_flags, flags, compiler, expected) -> None:

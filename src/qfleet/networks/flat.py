@@ -79,7 +79,7 @@ class FlatNetwork:
         self._norms = spectral_layers(self.module)
         self.layout_hash = layout_hash(self.module)
         self._explicit = ExplicitMLP.of(self.module) if path.is_reference else None
-        self._forward = forward_of(self.module, path)
+        self._forward = forward_of(self.module, path, lambda: self.vector._version)
 
     def infer(self, obs: Tensor, *inputs: Tensor) -> Any:
         """The network's output without gradients: [B, *O] -> what the module returns.

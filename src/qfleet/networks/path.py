@@ -17,9 +17,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from qfleet.networks.convolutions import is_channels_first
 from qfleet.networks.heads import QNetwork
 from qfleet.networks.observations import UnitRange
+from qfleet.networks.spectral import spectral_layers
 from qfleet.networks.torso import NetworkConfig, Torso
 
 Precision = Literal["float32", "bfloat16"]
@@ -63,8 +66,8 @@ def choose_path(config: NetworkConfig, module: nn.Module, device: str) -> Comput
     """The path for a network: as configured, "auto" by what it is made of and what the machine can do.
 
     "auto" leaves small networks and those without convolutions on the reference path: nothing else would pay.
-    Others get bfloat16 where the processor multiplies in it, and the compiler where that was seen to pay: on a GPU and
-    beside AMX, whose products are so fast that everything between them counts.
+    Others get bfloat16 where the processor multiplies in it, with the channels last in memory, and on a GPU the
+    compiler. On a CPU that one brings nothing any more (benchmarks/image_update.py).
 
     Args:
         config: the [network] section.
@@ -81,14 +84,14 @@ def choose_path(config: NetworkConfig, module: nn.Module, device: str) -> Comput
         precision = config.precision
     elif is_large:
         precision = _best_precision(device)
-    is_fast = is_large and (device == "cuda" or "amx_bf16" in cpu_flags())
-    wanted = config.compile == "always" or (config.compile == "auto" and is_fast and precision == "bfloat16")
+    is_gpu = is_large and device == "cuda"
+    wanted = config.compile == "always" or (config.compile == "auto" and is_gpu and precision == "bfloat16")
     lacking = what_compiling_lacks(device) if wanted else ""
     is_compiled = wanted and not lacking
     note = ""
     if lacking and config.compile == "always":
         note = f"network.compile: {lacking}; updates run without"
-    return ComputePath(precision, is_compiled and is_image, is_compiled, note)
+    return ComputePath(precision, is_image and (is_compiled or precision == "bfloat16"), is_compiled, note)
 
 
 def what_compiling_lacks(device: str) -> str:
@@ -113,11 +116,16 @@ def cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
     return frozenset(words[0].split()) if words else frozenset()
 
 
-def forward_of(module: nn.Module, path: ComputePath) -> Callable[..., Tensor]:
-    """The module's forward on a path: [B, *O], and what else the head reads -> what the module returns, float32."""
+def forward_of(module: nn.Module, path: ComputePath, version: Callable[[], int]) -> Callable[..., Tensor]:
+    """The module's forward on a path: [B, *O], and what else the head reads -> what the module returns, float32.
+
+    Args:
+        version: a number that changes whenever the module's parameters do.
+    """
     if path.is_reference or not isinstance(module, QNetwork):
         return module
     torso, head = module.torso, module.head
+    weights = LowWeights(torso.body, path, version)
 
     def forward(obs: Tensor, *inputs: Tensor) -> Tensor:
         if path.is_compiled and (torch.is_grad_enabled() or obs.shape[0] in _compiled_sizes):
@@ -126,29 +134,86 @@ def forward_of(module: nn.Module, path: ComputePath) -> Callable[..., Tensor]:
         elif obs.shape[0] < _SMALL_BATCH and not torch.is_grad_enabled():
             features = torso(obs)
         else:
-            features = torso_features(torso, obs, path.precision, path.channels_last)
+            features = torso_features(torso, obs, path.precision, path.channels_last, weights.get())
         values: Tensor = head(features, *inputs)
         return values
 
     return forward
 
 
-def torso_features(torso: Torso, obs: Tensor, precision: Precision, channels_last: bool) -> Tensor:
-    """`torso(obs)` in a precision and memory format: [B, *O] -> float32 [B, F]."""
+class LowWeights:
+    """The weights of a torso's layers as the processor is to have them: in bfloat16, in the path's memory format.
+
+    Autocast would cast them at every forward, and leave their memory format. For inference they are kept until the
+    parameters change; with gradients they are made anew, for these flow through the cast.
+
+    Args:
+        body: the torso's layers. Only qfleet's own are known to read a weight in no other way than to multiply by it.
+        path: how it is computed.
+        version: a number that changes whenever the parameters do.
+    """
+
+    def __init__(self, body: nn.Module, path: ComputePath, version: Callable[[], int]) -> None:
+        self._version = version
+        self._is_channels_last = path.channels_last
+        self._parameters: dict[str, nn.Parameter] = {}
+        self._kept: tuple[int, dict[str, Tensor]] | None = None
+        if path.precision == "float32" or type(body) is not nn.Sequential:
+            return
+        # The spectral norm is one of a float32 weight.
+        normed = {id(norm.layer) for norm in spectral_layers(body)}
+        for name, layer in body.named_modules():
+            if type(layer) in (nn.Conv2d, nn.Linear) and id(layer) not in normed:
+                self._parameters |= {f"{name}.{part}": value for part, value in layer.named_parameters(recurse=False)}
+
+    def get(self) -> dict[str, Tensor]:
+        """By name, for `functional_call`; empty where the layers are to use their own."""
+        if torch.is_grad_enabled():
+            return self._cast()
+        version = self._version()
+        if self._kept is None or self._kept[0] != version:
+            self._kept = version, self._cast()
+        return self._kept[1]
+
+    def _cast(self) -> dict[str, Tensor]:
+        return {
+            name: value.to(torch.bfloat16, memory_format=torch.channels_last)
+            if value.dim() == 4 and self._is_channels_last
+            else value.to(torch.bfloat16)
+            for name, value in self._parameters.items()
+        }
+
+
+def torso_features(
+    torso: Torso, obs: Tensor, precision: Precision, channels_last: bool, weights: dict[str, Tensor] | None = None
+) -> Tensor:
+    """`torso(obs)` in a precision and memory format: [B, *O] -> float32 [B, F].
+
+    Args:
+        weights: of layers of the torso's body, in place of their own; bfloat16 only.
+    """
+    if channels_last:
+        obs = _laid_out(torso, obs)
     if precision == "float32":
-        return torso.body(_laid_out(torso.prepare(obs), channels_last))  # type: ignore[no-any-return]
+        return torso.body(torso.prepare(obs))  # type: ignore[no-any-return]
     with torch.autocast(obs.device.type, torch.bfloat16):
         if isinstance(torso.scale, UnitRange) and torso.norm is None:
             # Pixels are exact in bfloat16: without the way over float32 this gives the same numbers at half the cost.
             prepared = obs.to(torch.bfloat16).mul_(1.0 / 255.0)
         else:
             prepared = torso.prepare(obs)
-        features: Tensor = torso.body(_laid_out(prepared, channels_last))
+        if weights:
+            features: Tensor = functional_call(torso.body, weights, (prepared,), tie_weights=False)
+        else:
+            features = torso.body(prepared)
     return features.float()
 
 
-def _laid_out(obs: Tensor, channels_last: bool) -> Tensor:
-    return obs.contiguous(memory_format=torch.channels_last) if channels_last and obs.dim() == 4 else obs
+def _laid_out(torso: Torso, obs: Tensor) -> Tensor:
+    """Stacks [B, C, H, W] with their channels last in memory; done while pixels are bytes, which is cheapest."""
+    body = torso.body
+    is_stack = obs.dim() == 4 and isinstance(body, nn.Sequential) and is_channels_first(body)
+    return obs.contiguous(memory_format=torch.channels_last) if is_stack else obs
 
 
 def _best_precision(device: str) -> Precision:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 from torch import Tensor
+from torch.autograd.graph import increment_version
 from torch.optim.adam import adam
 
 
@@ -45,6 +46,7 @@ def adam_step_(
         eps=epsilon,
         maximize=False,
     )
+    increment_version(vector)  # the fused kernel does not, and caches go by it
 
 
 def radam_step_(
