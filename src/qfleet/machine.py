@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import platform
@@ -15,13 +14,12 @@ from typing import IO
 import torch
 
 from qfleet.errors import QfleetError, UsageError
+from qfleet.placement.processes import keep_large_blocks
 from qfleet.plugins import load_plugin
 from qfleet.run_config import RunConfig
 from qfleet.storage import write_file
 from qfleet.types import EnvSpec
 from qfleet.version import __version__
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def choose_device(wanted: str, spec: EnvSpec) -> str:
@@ -64,7 +62,7 @@ def set_up_torch(config: RunConfig, spec: EnvSpec) -> int:
     torch.set_num_threads(num_threads)
     torch.set_flush_denormal(True)
     if len(spec.obs_shape) >= 2:
-        _keep_large_blocks()
+        keep_large_blocks()
     return num_threads
 
 
@@ -118,19 +116,6 @@ def _versions() -> Mapping[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _keep_large_blocks() -> None:
-    """Let glibc reuse blocks of up to 32 MiB: it would give each back at once, and have every page zeroed anew.
-
-    An update from images allocates a hundred megabytes of activations. Elsewhere than on glibc nothing happens.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):
-        return
-    mallopt(_M_MMAP_THRESHOLD, 32 << 20)
-    mallopt(_M_TRIM_THRESHOLD, 1 << 30)
 
 
 LOCK_NAME = ".lock"

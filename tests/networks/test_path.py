@@ -15,8 +15,9 @@ from torch import nn
 from qfleet.networks import path as paths
 from qfleet.networks.flat import FlatNetwork
 from qfleet.networks.heads import DuelingHead, QNetwork
+from qfleet.networks.low_precision import LowPrecisionTorso, channels_last
 from qfleet.networks.optimizer import OptimizerConfig, VectorOptimizer
-from qfleet.networks.path import REFERENCE, ComputePath, choose_path, cpu_flags, torso_features
+from qfleet.networks.path import REFERENCE, ComputePath, choose_path, cpu_flags
 from qfleet.networks.spectral import SpectralNorm
 from qfleet.networks.torso import NetworkConfig, Torso
 
@@ -75,7 +76,7 @@ def test_the_head_is_computed_in_float32() -> None:
     module, obs = build(), observations()
     values = FlatNetwork(module, path=BFLOAT16).infer(obs)
     with torch.no_grad():
-        features = torso_features(module.torso, obs, "bfloat16", True)
+        features = LowPrecisionTorso(module.torso, lambda: 0)(obs)
         assert torch.equal(values, module.head(features))
 
 
@@ -149,9 +150,20 @@ def test_images_of_every_layout_have_their_channels_last_where_convolutions_see_
     assert float((values - expected).norm() / expected.norm()) < 0.02
 
 
-def test_pixels_enter_bfloat16_as_the_reference_would_round_them() -> None:
+def test_every_pixel_is_exact_in_bfloat16() -> None:
     obs = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(obs.to(torch.bfloat16).mul_(1.0 / 255.0), (obs.float() * (1.0 / 255.0)).bfloat16())
+    assert torch.equal(obs.to(torch.bfloat16).to(torch.uint8), obs)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5, 7), (2, 3, 6, 6), (1, 1, 4, 4), (2, 10, 10, 10), (0, 4, 8, 8)])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_channels_last_moves_bytes_and_changes_none(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    images = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for given in (images, images.flip(0)[:, :, ::2]):
+        moved = channels_last(given)
+        assert torch.equal(moved, given)
+        assert moved.is_contiguous(memory_format=torch.channels_last)
+        assert moved.dtype == dtype
 
 
 def test_a_memory_format_changes_no_value() -> None:

@@ -101,11 +101,6 @@ class ToChannelsFirst(nn.Module):
         return obs if self.channels_first else obs.permute(0, 3, 1, 2)
 
 
-def is_channels_first(layers: nn.Sequential) -> bool:
-    """Whether layers, the first one a ToChannelsFirst, are made for frame stacks [C, H, W] or for [H, W]."""
-    return isinstance(layers[0], ToChannelsFirst) and layers[0].channels_first
-
-
 def image_channels(obs_shape: tuple[int, ...]) -> tuple[bool, int]:
     """Whether channels come first, and how many there are.
 

@@ -17,12 +17,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from qfleet.networks.convolutions import is_channels_first
 from qfleet.networks.heads import QNetwork
-from qfleet.networks.observations import UnitRange
-from qfleet.networks.spectral import spectral_layers
+from qfleet.networks.low_precision import LowPrecisionTorso
 from qfleet.networks.torso import NetworkConfig, Torso
 
 Precision = Literal["float32", "bfloat16"]
@@ -125,7 +122,7 @@ def forward_of(module: nn.Module, path: ComputePath, version: Callable[[], int])
     if path.is_reference or not isinstance(module, QNetwork):
         return module
     torso, head = module.torso, module.head
-    weights = LowWeights(torso.body, path, version)
+    low = LowPrecisionTorso(torso, version) if path.precision == "bfloat16" else None
 
     def forward(obs: Tensor, *inputs: Tensor) -> Tensor:
         if path.is_compiled and (torch.is_grad_enabled() or obs.shape[0] in _compiled_sizes):
@@ -133,87 +130,27 @@ def forward_of(module: nn.Module, path: ComputePath, version: Callable[[], int])
             features = _compiled_features()(torso, obs, path.precision, path.channels_last)
         elif obs.shape[0] < _SMALL_BATCH and not torch.is_grad_enabled():
             features = torso(obs)
+        elif low is not None:
+            features = low(obs)
         else:
-            features = torso_features(torso, obs, path.precision, path.channels_last, weights.get())
+            features = torso_features(torso, obs, path.precision, path.channels_last)
         values: Tensor = head(features, *inputs)
         return values
 
     return forward
 
 
-class LowWeights:
-    """The weights of a torso's layers as the processor is to have them: in bfloat16, in the path's memory format.
-
-    Autocast would cast them at every forward, and leave their memory format. For inference they are kept until the
-    parameters change; with gradients they are made anew, for these flow through the cast.
-
-    Args:
-        body: the torso's layers. Only qfleet's own are known to read a weight in no other way than to multiply by it.
-        path: how it is computed.
-        version: a number that changes whenever the parameters do.
-    """
-
-    def __init__(self, body: nn.Module, path: ComputePath, version: Callable[[], int]) -> None:
-        self._version = version
-        self._is_channels_last = path.channels_last
-        self._parameters: dict[str, nn.Parameter] = {}
-        self._kept: tuple[int, dict[str, Tensor]] | None = None
-        if path.precision == "float32" or type(body) is not nn.Sequential:
-            return
-        # The spectral norm is one of a float32 weight.
-        normed = {id(norm.layer) for norm in spectral_layers(body)}
-        for name, layer in body.named_modules():
-            if type(layer) in (nn.Conv2d, nn.Linear) and id(layer) not in normed:
-                self._parameters |= {f"{name}.{part}": value for part, value in layer.named_parameters(recurse=False)}
-
-    def get(self) -> dict[str, Tensor]:
-        """By name, for `functional_call`; empty where the layers are to use their own."""
-        if torch.is_grad_enabled():
-            return self._cast()
-        version = self._version()
-        if self._kept is None or self._kept[0] != version:
-            self._kept = version, self._cast()
-        return self._kept[1]
-
-    def _cast(self) -> dict[str, Tensor]:
-        return {
-            name: value.to(torch.bfloat16, memory_format=torch.channels_last)
-            if value.dim() == 4 and self._is_channels_last
-            else value.to(torch.bfloat16)
-            for name, value in self._parameters.items()
-        }
-
-
-def torso_features(
-    torso: Torso, obs: Tensor, precision: Precision, channels_last: bool, weights: dict[str, Tensor] | None = None
-) -> Tensor:
-    """`torso(obs)` in a precision and memory format: [B, *O] -> float32 [B, F].
-
-    Args:
-        weights: of layers of the torso's body, in place of their own; bfloat16 only.
-    """
-    if channels_last:
-        obs = _laid_out(torso, obs)
+def torso_features(torso: Torso, obs: Tensor, precision: Precision, channels_last: bool) -> Tensor:
+    """`torso(obs)` in a precision and memory format, as the compiler is to see it: [B, *O] -> float32 [B, F]."""
     if precision == "float32":
-        return torso.body(torso.prepare(obs))  # type: ignore[no-any-return]
+        return torso.body(_laid_out(torso.prepare(obs), channels_last))  # type: ignore[no-any-return]
     with torch.autocast(obs.device.type, torch.bfloat16):
-        if isinstance(torso.scale, UnitRange) and torso.norm is None:
-            # Pixels are exact in bfloat16: without the way over float32 this gives the same numbers at half the cost.
-            prepared = obs.to(torch.bfloat16).mul_(1.0 / 255.0)
-        else:
-            prepared = torso.prepare(obs)
-        if weights:
-            features: Tensor = functional_call(torso.body, weights, (prepared,), tie_weights=False)
-        else:
-            features = torso.body(prepared)
+        features: Tensor = torso.body(_laid_out(torso.prepare(obs), channels_last))
     return features.float()
 
 
-def _laid_out(torso: Torso, obs: Tensor) -> Tensor:
-    """Stacks [B, C, H, W] with their channels last in memory; done while pixels are bytes, which is cheapest."""
-    body = torso.body
-    is_stack = obs.dim() == 4 and isinstance(body, nn.Sequential) and is_channels_first(body)
-    return obs.contiguous(memory_format=torch.channels_last) if is_stack else obs
+def _laid_out(obs: Tensor, channels_last: bool) -> Tensor:
+    return obs.contiguous(memory_format=torch.channels_last) if channels_last and obs.dim() == 4 else obs
 
 
 def _best_precision(device: str) -> Precision:

@@ -21,7 +21,7 @@ from ray.util import get_node_ip_address
 
 from qfleet.errors import QfleetError
 from qfleet.placement.payload_size import part_sizes
-from qfleet.placement.processes import Process, this_process
+from qfleet.placement.processes import Process, keep_large_blocks, this_process
 from qfleet.types import Receipt, Reply
 
 if TYPE_CHECKING:
@@ -255,6 +255,7 @@ def _set_up_torch(num_threads: int | None) -> None:
     if torch is not None and num_threads is not None:
         torch.set_num_threads(num_threads)
         torch.set_flush_denormal(True)
+        keep_large_blocks()
 
 
 def write_to(path: Path) -> None:
