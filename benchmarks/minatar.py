@@ -31,8 +31,8 @@ BUDGETS = {
 RECIPES = ("dqn", "rainbow")
 
 
-def training_of(game: str, recipe: str, seed: int) -> Training:
-    words = ("train", f"MinAtar/{game}-v1", "--recipe", recipe, "--seed", str(seed))
+def training_of(game: str, recipe: str, seed: int, more: str = "") -> Training:
+    words = ("train", f"MinAtar/{game}-v1", "--recipe", recipe, *shlex.split(more), "--seed", str(seed))
     about: dict[str, str | int] = {"game": game, "recipe": recipe, "seed": seed}
     return Training(f"{game}-{recipe}-{seed}", about, words, ("--max-env-steps", str(BUDGETS[game])))
 
@@ -48,13 +48,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="Markdown file")
     parser.add_argument("--picture", type=Path, help="PNG of the learning curves")
     parser.add_argument("--qfleet", help="command in place of the installed qfleet")
+    parser.add_argument("--qfleet-args", default="", help="more arguments for every `qfleet train`")
     parser.add_argument("--games", nargs="+", default=list(BUDGETS), choices=list(BUDGETS))
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES))
     return parser.parse_args()
 
 
-def row(game: str, recipe: str, entries: Sequence[Entry]) -> list[str]:
-    training = training_of(game, recipe, 0)
+def row(game: str, recipe: str, entries: Sequence[Entry], more: str) -> list[str]:
+    training = training_of(game, recipe, 0, more)
     command = shlex.join(["qfleet", *training.words[:-2], *training.limits])
     finals = np.array([entry["eval"]["mean_return"] for entry in entries])
     each = ", ".join(f"{value:.1f}" for value in finals)
@@ -99,14 +100,14 @@ def main() -> None:
     keys = [(game, recipe, seed) for game in args.games for recipe in args.recipes for seed in seeds]
     # The short ones first, seed by seed: a sitting that is interrupted leaves whole games.
     in_turn = sorted(keys, key=lambda key: (BUDGETS[key[0]], key[0], key[2]))
-    trainings = [training_of(*key) for key in in_turn]
+    trainings = [training_of(*key, args.qfleet_args) for key in in_turn]
     record = run_waiting(trainings, args, lambda entry: f"{entry['eval']['mean_return']:.1f}")
     groups: dict[tuple[str, str], list[Entry]] = {}
     for game, recipe, seed in keys:
         if (entry := record.get(training_of(game, recipe, seed).name)) is not None:
             groups.setdefault((game, recipe), []).append(entry)
     headers = ["game", "recipe", "held-out return, mean ± std", "each seed", "best validation", "seconds", "command"]
-    table = markdown_table(headers, [row(*key, entries) for key, entries in groups.items()])
+    table = markdown_table(headers, [row(*key, entries, args.qfleet_args) for key, entries in groups.items()])
     notes = [
         "Held-out: greedy episodes of the best validated policy on seeds of their own, at the end of the run.",
         "Seconds: median of the training clock, with as many runs at once as cores.",
