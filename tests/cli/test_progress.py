@@ -10,6 +10,7 @@ import pytest
 from qfleet.cli import progress
 from qfleet.cli.progress import Progress, clock
 from qfleet.experiment import Experiment
+from qfleet.session import CheckpointSaved
 from qfleet.strategies.base import CrewChanged, RoleRestarted
 
 
@@ -117,6 +118,18 @@ def test_several_roles_say_how_they_get_on(
     line = capsys.readouterr().err.splitlines()[-2]
     for part in ["policy lag p50 ", "staleness p50 ", " p95 ", "% of the time; "]:
         assert part in line
+
+
+def test_the_end_of_training_is_said_once(
+    experiment: Callable[..., Experiment], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = experiment("qfleet/Identity-v0")
+    with Progress(run, "a label", is_shown=True) as display:
+        for event in run.stream():
+            display.update(event)
+            if isinstance(event, CheckpointSaved) and run.session and run.session.stop_reason:
+                display.update(event)  # as where roles are saved in several goes
+    assert capsys.readouterr().err.count("training is over") == 1
 
 
 def test_a_restart_is_one_line_with_all_restarts_by_cause(

@@ -109,6 +109,7 @@ class Progress:
         self._is_terminal = is_shown and sys.stderr.isatty()
         self._live: Live | None = None
         self._validation: float | None = None
+        self._is_told = False  # that training is over; a last checkpoint of several roles may be saved in two goes
         now = time.perf_counter()
         self._next = now + (RENEW_SECONDS if self._is_terminal else PLAIN_SECONDS)
         self._last_line = now
@@ -189,8 +190,9 @@ class Progress:
     def _tell_last_episodes(self) -> None:
         """Training is over and the held-out episodes are next; on a slow environment that takes a while."""
         session = self.experiment.session
-        if session is None or session.stop_reason in (None, "interrupted"):
+        if self._is_told or session is None or session.stop_reason in (None, "interrupted"):
             return
+        self._is_told = True
         line = f"training is over; playing {self.experiment.config.evaluation.final_episodes} held-out episodes"
         if self._live is not None:
             from rich.text import Text
