@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,23 @@ def test_signal_saves_and_the_printed_command_resumes(
     result = cli(*words, "--max-env-steps", summary["num_env_steps"] + 100, "--json")
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout.splitlines()[-1])["num_env_steps"] == summary["num_env_steps"] + 100
+
+
+def test_a_run_that_nobody_listens_to_is_saved_all_the_same(
+    tmp_path: Path, command: Callable[..., list[str]], settings: list[str]
+) -> None:
+    args = command("train", "qfleet/Identity-v0", *settings, *LONG, "--run-dir", "run", "--quiet")
+    with subprocess.Popen(args, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        while process.poll() is None and not (metrics.exists() and metrics.read_text()):
+            time.sleep(0.05)
+        process.stdout.close()
+        process.stderr.close()
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+    assert list((tmp_path / "run" / "checkpoints").iterdir())
 
 
 def test_a_run_that_computes_nothing_promises_no_checkpoint(

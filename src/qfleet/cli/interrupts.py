@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -50,4 +51,5 @@ class Interrupts:
         self.number = number
         for call in self.on_first:
             call()
-        os.write(2, f"{self.message}\n".encode())  # print could strike in the middle of another print
+        with contextlib.suppress(OSError):  # where nobody listens any more it is saved all the same
+            os.write(2, f"{self.message}\n".encode())  # print could strike in the middle of another print
