@@ -50,12 +50,18 @@ class Training:
 def run_waiting(
     trainings: Sequence[Training], args: argparse.Namespace, describe: Callable[[Entry], str]
 ) -> dict[str, Entry]:
-    """Run those that the record does not hold, in their order, and tell each; all finished runs by name."""
+    """Run those that the record does not hold, in their order, and tell each; all finished runs by name.
+
+    What fails is told too, and the others go on.
+    """
     record = read_record(args.record)
 
     def finish(training: Training) -> None:
-        entry = run_recorded(training, args.runs, args.record, args.qfleet)
-        print(f"{training.name}: {describe(entry)}", file=sys.stderr, flush=True)
+        try:
+            line = describe(run_recorded(training, args.runs, args.record, args.qfleet))
+        except BenchmarkError as error:
+            line = str(error)
+        print(f"{training.name}: {line}", file=sys.stderr, flush=True)
 
     if not args.only_page:
         with ThreadPoolExecutor(args.jobs) as pool:
@@ -87,7 +93,7 @@ def run_recorded(training: Training, runs: Path, record: Path, qfleet: str | Non
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     summary = last_json_object(done.stdout)
     if summary is None or done.returncode:
-        raise BenchmarkError(f"{training.name}: exit status {done.returncode}\n{done.stderr[-2000:]}")
+        raise BenchmarkError(f"exit status {done.returncode}: {done.stderr[-2000:]}")
     kept = {key: summary[key] for key in KEPT}
     entry = {"name": training.name, **training.about, **kept, "is_resumed": is_resumed, "curve": curve_of(run_dir)}
     record.parent.mkdir(parents=True, exist_ok=True)

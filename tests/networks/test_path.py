@@ -159,7 +159,8 @@ def test_every_pixel_is_exact_in_bfloat16() -> None:
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_channels_last_moves_bytes_and_changes_none(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     images = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0)).to(dtype)
-    for given in (images, images.flip(0)[:, :, ::2]):
+    beside = torch.cat([images, images], dim=1)
+    for given in (images, beside[:, : shape[1]], beside[:, 1 : 1 + shape[1]], images.flip(0)[:, :, ::2], images[::2]):
         moved = channels_last(given)
         assert torch.equal(moved, given)
         assert moved.is_contiguous(memory_format=torch.channels_last)
