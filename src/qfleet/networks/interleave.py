@@ -8,7 +8,7 @@ from numba import njit
 
 @njit(cache=True, nogil=True)
 def interleave(planes, stride, out):  # type: ignore[no-untyped-def]
-    """C planes of N bytes each, rows of them `stride` apart, to uint8 [B, N, C]; four planes as words: twice as fast."""
+    """C planes of N bytes each, rows of them `stride` apart, to uint8 [B, N, C]; four as words: twice as fast."""
     num, size, channels = out.shape
     if channels == 4:
         words = out.reshape(num, size * 4).view(np.uint32)
