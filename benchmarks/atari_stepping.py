@@ -24,6 +24,7 @@ import torch
 from harness import hardware_line
 from qfleet.envs.atari import vector_arguments
 from qfleet.envs.make import probe_spec
+from qfleet.placement.processes import keep_large_blocks
 from qfleet.policy import make_blueprint
 from qfleet.recipe import find_recipe
 from qfleet.roles.actor import Actor
@@ -95,6 +96,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.num_threads)
     torch.set_flush_denormal(True)
+    keep_large_blocks()  # as every process of a run does
     print(hardware_line())
     import ale_py
 
