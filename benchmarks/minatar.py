@@ -76,6 +76,7 @@ def draw(groups: dict[tuple[str, str], list[Entry]], path: Path) -> None:
     figure, panels = pyplot.subplots(
         1, len(games), figsize=(3.2 * len(games), 3.0), squeeze=False, layout="constrained"
     )
+    lines = {}
     for panel, game in zip(panels[0], games, strict=True):
         for (other, recipe), entries in groups.items():
             if other != game:
@@ -83,13 +84,14 @@ def draw(groups: dict[tuple[str, str], list[Entry]], path: Path) -> None:
             length = min(len(entry["curve"]) for entry in entries)
             curves = np.array([entry["curve"][:length] for entry in entries])
             steps, values = curves[0, :, 0] / 1e6, curves[:, :, 2]
-            (line,) = panel.plot(steps, values.mean(axis=0), label=recipe)
-            panel.fill_between(steps, values.min(axis=0), values.max(axis=0), alpha=0.2, color=line.get_color())
+            color = f"C{RECIPES.index(recipe)}"
+            (lines[recipe],) = panel.plot(steps, values.mean(axis=0), color=color)
+            panel.fill_between(steps, values.min(axis=0), values.max(axis=0), alpha=0.2, color=color)
         panel.set_title(game)
         panel.set_xlabel("million env steps")
         panel.grid(alpha=0.3)
     panels[0][0].set_ylabel("greedy return, 30 episodes")
-    panels[0][0].legend()
+    panels[0][0].legend(lines.values(), lines)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
