@@ -7,7 +7,6 @@ import os
 import shlex
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,20 +56,32 @@ def test_signal_saves_and_the_printed_command_resumes(
 
 
 def test_a_run_that_nobody_listens_to_is_saved_all_the_same(
-    tmp_path: Path, command: Callable[..., list[str]], settings: list[str]
+    experiment: Callable[..., Experiment], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    args = command("train", "qfleet/Identity-v0", *settings, *LONG, "--run-dir", "run", "--quiet")
-    with subprocess.Popen(args, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        metrics = tmp_path / "run" / "metrics.jsonl"
-        while process.poll() is None and not (metrics.exists() and metrics.read_text()):
-            time.sleep(0.05)
-        process.stdout.close()
-        process.stderr.close()
-        process.send_signal(signal.SIGTERM)
-        process.wait()
-    assert list((tmp_path / "run" / "checkpoints").iterdir())
+    one = experiment("qfleet/Identity-v0")
+    begin = one.stream
+
+    def interrupted() -> Any:
+        for event in begin():
+            if interrupts.number is None:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield event
+
+    one.stream = interrupted  # type: ignore[method-assign]
+    reader, writer = os.pipe()
+    os.close(reader)
+    kept = os.dup(2)
+    os.dup2(writer, 2)  # standard error is a pipe now that nobody reads
+    try:
+        with Interrupts() as interrupts:
+            assert run_one(one, Output(as_json=False, quiet=True), interrupts) == 143
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(writer)
+    assert one.session is not None
+    assert one.session.last_checkpoint is not None
+    assert one.session.last_checkpoint.is_file()
 
 
 def test_a_run_that_computes_nothing_promises_no_checkpoint(

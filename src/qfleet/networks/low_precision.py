@@ -76,8 +76,7 @@ class LowPrecisionTorso:
     def _cast(self) -> dict[str, Tensor]:
         weights = {}
         for name, value in self._parameters.items():
-            factor = 1.0 / 255.0 if name == self._of_pixels else None
-            scaled = value if factor is None else value * factor
+            scaled = value * (1.0 / 255.0) if name == self._of_pixels else value
             layout = torch.channels_last if value.dim() == 4 else torch.preserve_format
             weights[name] = scaled.to(torch.bfloat16, memory_format=layout)
         return weights

@@ -1,4 +1,7 @@
-"""Processes of this machine by number and start time: a number used again is not taken for its former owner."""
+"""Processes of this machine by number and start time: a number used again is not taken for its former owner.
+
+And what a process of ours asks of glibc.
+"""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from qfleet.placement.ray_calls import (
     Life,
     Meeting,
     Outcome,
+    Settled,
     call_failed,
     cause_of_death,
     death,
@@ -97,9 +98,7 @@ class Answers:
         for call in [call for life in lives for call in life.calls.values()]:
             self._lanes.of(call.future.lane).num_open -= 1
             if call.meeting is not None:
-                for future, error in call.meeting.blame(call.life.name):
-                    self._lanes.complete(future, error)
-                self.groups.forget(call.meeting.group)
+                self._hand_out(call.meeting, call.meeting.blame(call.life.name))
             call.life.calls = {}
 
     def on_answer(self, call: Call, answer: object, error: BaseException | None, at: float) -> None:
@@ -129,11 +128,13 @@ class Answers:
 
     def _settle(self, call: Call, error: Exception | None) -> None:
         """Hand a call to its lane; one whose group broke waits until it is known by whom."""
-        meeting: Meeting | None = call.meeting
-        if meeting is None:
+        if call.meeting is None:
             self._lanes.complete(call.future, error)
-            return
-        for future, its_error in meeting.settle(call.future, error):
-            self._lanes.complete(future, its_error)
+        else:
+            self._hand_out(call.meeting, call.meeting.settle(call.future, error))
+
+    def _hand_out(self, meeting: Meeting, settled: Settled) -> None:
+        for future, error in settled:
+            self._lanes.complete(future, error)
         if meeting.culprit is not None:
             self.groups.forget(meeting.group)
