@@ -10,12 +10,9 @@ TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 demo: setup
 	$(BIN)/qfleet train CartPole-v1
 
-# Those that start and kill Ray's processes, or look for what they leave behind, have the machine to themselves.
-ALONE := tests/faults tests/contracts
-
 test: setup-dev lint
-	$(BIN)/python -m pytest -n 2 $(ALONE:%=--ignore=%)
-	$(BIN)/python -m pytest $(ALONE)
+	$(BIN)/python -m pytest -n 2 --ray without
+	$(BIN)/python -m pytest --ray only
 
 coverage: setup-dev
 	$(BIN)/python -m pytest --cov=qfleet --cov-report=term

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import hypothesis
@@ -128,6 +129,29 @@ def experiment(tmp_path: Path) -> MakeExperiment:
     return make
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--ray", choices=["only", "without"], help="tests that start processes of Ray, or the others")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Ray's processes have low priority, and tests that kill some look for what is left: these run alone."""
+    wanted = config.getoption("--ray")
+    if wanted is None:
+        return
+    alone = [item for item in items if _asks_for_ray(item) or "faults/test_ray_" in item.nodeid]
+    others = [item for item in items if item not in set(alone)]
+    config.hook.pytest_deselected(items=others if wanted == "only" else alone)
+    items[:] = alone if wanted == "only" else others
+
+
+def _asks_for_ray(item: pytest.Item) -> bool:
+    """Whether a test has the parameter "ray", or asks for `shared_ray`."""
+    callspec = getattr(item, "callspec", None)
+    values = callspec.params.values() if callspec is not None else ()
+    names = {getattr(value, "__name__", value) for value in values if isinstance(value, (str, ModuleType))}
+    return bool(names & {"ray", "qfleet.engines.ray"}) or "shared_ray" in getattr(item, "fixturenames", ())
+
+
 @pytest.fixture(scope="session")
 def shared_ray() -> Iterator[None]:
     """One Ray for the whole session: it takes seconds to start, and engines use the one that they find."""
@@ -138,15 +162,11 @@ def shared_ray() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _ray_where_it_is_tested(request: pytest.FixtureRequest) -> Iterator[None]:
-    """For a test that has the parameter "ray", or asks for `shared_ray`."""
-    callspec = getattr(request.node, "callspec", None)
-    names = [getattr(value, "__name__", value) for value in callspec.params.values()] if callspec is not None else []
-    if not {"ray", "qfleet.engines.ray"} & {name for name in names if isinstance(name, str)}:
-        if "shared_ray" not in request.fixturenames:
-            yield
-            return
-    else:
-        request.getfixturevalue("shared_ray")
+    """Ray for a test that has it as a parameter, and by value what its module defines."""
+    if not _asks_for_ray(request.node):
+        yield
+        return
+    request.getfixturevalue("shared_ray")
     from ray import cloudpickle
 
     module = sys.modules[request.module.__name__]  # no other process can import it

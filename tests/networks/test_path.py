@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from qfleet.networks import path as paths
+from qfleet.networks.blocks import channels_last
 from qfleet.networks.flat import FlatNetwork
 from qfleet.networks.heads import DuelingHead, QNetwork
-from qfleet.networks.low_precision import LowPrecisionTorso, channels_last
+from qfleet.networks.low_precision import LowPrecisionTorso
 from qfleet.networks.optimizer import OptimizerConfig, VectorOptimizer
 from qfleet.networks.path import REFERENCE, ComputePath, choose_path, cpu_flags
 from qfleet.networks.spectral import SpectralNorm
@@ -136,17 +137,21 @@ def test_layers_of_a_users_have_their_own_weights() -> None:
 
 
 @pytest.mark.parametrize("shape", [(4, 40, 40), (40, 40, 3), (40, 40)])
-def test_images_of_every_layout_have_their_channels_last_where_convolutions_see_them(shape: tuple[int, ...]) -> None:
+def test_images_of_every_layout_have_their_channels_last_where_convolutions_see_them(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(3)
     torso = Torso(NetworkConfig(hidden=(32,), layer_norm=True), shape, "uint8")
     module = QNetwork(torso, nn.Linear(32, 3))
-    assert isinstance(torso.body, nn.Sequential)
-    seen = []
-    torso.body[1].register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
+    seen, convolve = [], nn.functional.conv2d
+    monkeypatch.setattr(nn.functional, "conv2d", lambda *inputs: seen.append(inputs[:2]) or convolve(*inputs))
     obs = torch.randint(0, 256, (16, *shape), dtype=torch.uint8)
     values, expected = (FlatNetwork(copy.deepcopy(module), path=path).infer(obs) for path in (BFLOAT16, REFERENCE))
-    assert seen[0].dtype == torch.bfloat16
-    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+    monkeypatch.undo()
+    for images, weight in seen[:3]:
+        assert images.dtype == weight.dtype == torch.bfloat16
+        assert images.is_contiguous(memory_format=torch.channels_last)
+        assert weight.is_contiguous(memory_format=torch.channels_last)
     assert float((values - expected).norm() / expected.norm()) < 0.02
 
 

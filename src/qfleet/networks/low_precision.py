@@ -1,8 +1,9 @@
 """A torso of convolutions in bfloat16, as torch's eager kernels compute it best. Floor 2, used by path.py.
 
-Three things beside autocast. Weights are cast once and kept until they change, instead of at every forward. Images have
+Four things beside autocast. Weights are cast once and kept until they change, instead of at every forward. Images have
 their channels last in memory, weights too: oneDNN then converts nothing between layers. Pixels stay whole numbers from
-0 to 255, which are exact in bfloat16, and the first convolution's weight takes the 1/255.
+0 to 255, which are exact in bfloat16, and the first convolution's weight takes the 1/255. And on a CPU the first
+convolution reads blocks of pixels, where it can (blocks.py).
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional
 
+from qfleet.networks.blocks import FlattenImages, channels_last, fold_weight, in_blocks, reads_blocks
 from qfleet.networks.convolutions import ToChannelsFirst
 from qfleet.networks.observations import UnitRange
 from qfleet.networks.spectral import spectral_layers
@@ -30,72 +33,98 @@ class LowPrecisionTorso:
     def __init__(self, torso: Torso, version: Callable[[], int]) -> None:
         self._torso = torso
         self._version = version
-        self._kept: tuple[int, dict[str, Tensor]] | None = None
+        self._kept_version = -1
+        self._kept: dict[str, Tensor] = {}
         body = torso.body
         # A user's layers may read a weight in other ways than to multiply by it: theirs are left to autocast.
-        own = body if type(body) is nn.Sequential and isinstance(body[0], ToChannelsFirst) else nn.Sequential()
-        self._is_stack = len(own) > 0 and own[0].channels_first
-        normed = {id(norm.layer) for norm in spectral_layers(own)}  # the norm is one of a float32 weight
-        layers = {
-            name: layer
-            for name, layer in own.named_modules()
-            if type(layer) in (nn.Conv2d, nn.Linear) and id(layer) not in normed
+        first = next(iter(body.children()), None) if type(body) is nn.Sequential else None
+        is_own = isinstance(first, ToChannelsFirst)
+        self._layers = list(body.named_children()) if is_own else [("", body)]
+        self._parameters = _castable(body) if is_own else {}
+        self._parts = {
+            name: [part.removeprefix(f"{name}.") for part in self._parameters if part.startswith(f"{name}.")]
+            for name, _ in self._layers
         }
-        self._parameters = {
-            f"{name}.{part}": value for name, layer in layers.items() for part, value in layer.named_parameters()
-        }
+        self._needs_autocast = len(self._parameters) < len(list(body.parameters()))
+        self._is_stack = isinstance(first, ToChannelsFirst) and first.channels_first
+        self._is_cuda = any(parameter.is_cuda for parameter in body.parameters())
         self._has_pixels = isinstance(torso.scale, UnitRange) and torso.norm is None
-        self._of_pixels = "1.weight" if self._has_pixels and "1" in layers else None
+        self._of_pixels = self._of_blocks = ""
+        if self._has_pixels and self._parts.get("1"):
+            self._of_pixels = "1"
+            convolution = self._layers[1][1]
+            if self._is_stack and not self._is_cuda and reads_blocks(convolution):
+                self._of_blocks = "1"
 
     def __call__(self, obs: Tensor) -> Tensor:
         """[B, *O] -> float32 [B, F]."""
-        with torch.autocast(obs.device.type, torch.bfloat16):
-            features: Tensor = functional_call(
-                self._torso.body, self._weights(), (self._prepare(obs),), tie_weights=False
-            )
-        return features.float()
+        with torch.autocast(obs.device.type, torch.bfloat16, enabled=self._needs_autocast):
+            values = self._prepare(obs)
+            for name, layer in self._layers:
+                values = self._apply(name, layer, values)
+        return values.float()
 
     def _prepare(self, obs: Tensor) -> Tensor:
-        if self._is_stack and obs.dim() == 4:
+        if self._of_blocks:
+            obs = in_blocks(obs)
+        elif self._is_stack and obs.dim() == 4:
             obs = channels_last(obs)
-        if self._of_pixels is not None:
+        if self._of_pixels:
             return obs.to(torch.bfloat16)
         if self._has_pixels:
             return obs.to(torch.bfloat16).mul_(1.0 / 255.0)
-        return self._torso.prepare(obs)
+        prepared = self._torso.prepare(obs)
+        return prepared if self._needs_autocast else prepared.to(torch.bfloat16)
 
-    def _weights(self) -> dict[str, Tensor]:
-        """By name; made anew where gradients are to flow through the cast."""
+    def _apply(self, name: str, layer: nn.Module, values: Tensor) -> Tensor:
+        result: Tensor
+        weights = {part: self._weight(f"{name}.{part}") for part in self._parts[name]}
+        if type(layer) is nn.Flatten and name:
+            result = FlattenImages.apply(values)  # type: ignore[no-untyped-call]
+        elif not weights:
+            result = layer(values)
+        elif type(layer) is nn.Linear:
+            result = functional.linear(values, weights["weight"], weights.get("bias"))
+        elif type(layer) is nn.Conv2d:
+            stride = (1, 1) if name == self._of_blocks else layer.stride
+            result = functional.conv2d(
+                values, weights["weight"], weights.get("bias"), stride, layer.padding, layer.dilation, layer.groups
+            )
+        else:
+            result = functional_call(layer, weights, (values,), tie_weights=False)
+        return result
+
+    def _weight(self, name: str) -> Tensor:
+        """A parameter in bfloat16; made anew where gradients are to flow through the cast."""
         if torch.is_grad_enabled():
-            return self._cast()
+            return self._cast(name)
         version = self._version()
-        if self._kept is None or self._kept[0] != version:
-            self._kept = version, self._cast()
-        return self._kept[1]
+        if version != self._kept_version:
+            self._kept_version = version
+            self._kept.clear()
+        if name not in self._kept:
+            self._kept[name] = self._cast(name)
+        return self._kept[name]
 
-    def _cast(self) -> dict[str, Tensor]:
-        weights = {}
-        for name, value in self._parameters.items():
-            scaled = value * (1.0 / 255.0) if name == self._of_pixels else value
-            layout = torch.channels_last if value.dim() == 4 else torch.preserve_format
-            weights[name] = scaled.to(torch.bfloat16, memory_format=layout)
-        return weights
+    def _cast(self, name: str) -> Tensor:
+        value = self._parameters[name]
+        if name == f"{self._of_pixels}.weight":
+            value = value * (1.0 / 255.0)
+        if name == f"{self._of_blocks}.weight":
+            value = fold_weight(value)
+        layout = torch.channels_last if value.dim() == 4 else torch.preserve_format
+        return value.to(torch.bfloat16, memory_format=layout)
 
 
-def channels_last(images: Tensor) -> Tensor:
-    """[B, C, H, W] with the channels last in memory; bytes on a CPU by a kernel seven times as fast as torch's.
+def _castable(body: nn.Module) -> dict[str, Tensor]:
+    """The parameters of convolutions and dense layers, by name, but for those with a spectral norm.
 
-    Images may lie apart, as the two stacks of a transition do that share their frames.
+    That one is a norm of the float32 weight.
     """
-    num, channels, height, width = images.shape
-    size = height * width
-    lies_in_planes = images.stride()[1:] == (size, width, 1)
-    if images.dtype != torch.uint8 or images.is_cuda or num == 0 or not lies_in_planes:
-        return images.contiguous(memory_format=torch.channels_last)
-    from qfleet.networks.interleave import interleave  # numba, which takes a while to load
-
-    stride = images.stride(0)
-    planes = images.as_strided(((num - 1) * stride + channels * size,), (1,))
-    laid_out = torch.empty((num, height, width, channels), dtype=torch.uint8)
-    interleave(planes.numpy(), stride, laid_out.numpy().reshape(num, size, channels))
-    return laid_out.permute(0, 3, 1, 2)
+    normed = {id(norm.layer) for norm in spectral_layers(body)}
+    layers = {
+        name: layer
+        for name, layer in body.named_modules()
+        if type(layer) in (nn.Conv2d, nn.Linear) and id(layer) not in normed
+    }
+    return {f"{name}.{part}": value for name, layer in layers.items() for part, value in layer.named_parameters()}
