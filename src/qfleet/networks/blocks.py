@@ -12,9 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qfleet.ops.in_parts import in_parts
-
-_LEAST_ROWS = 64  # images worth a thread
 SIDE = 4  # of the blocks that `in_blocks` makes, and its channels
 
 
@@ -41,8 +38,7 @@ def in_blocks(images: Tensor) -> Tensor:
     if num:
         from qfleet.networks.interleave import fold_four  # numba, which takes a while to load
 
-        pixels, out = planes.numpy(), blocks.numpy()
-        in_parts(lambda a, b: fold_four(pixels[a * stride :], stride, height, width, out[a:b]), num, _LEAST_ROWS)
+        fold_four(planes.numpy(), stride, height, width, blocks.numpy())
     return blocks.permute(0, 3, 1, 2)
 
 
@@ -59,8 +55,7 @@ def channels_last(images: Tensor) -> Tensor:
 
     planes, stride = _planes(images)
     laid_out = torch.empty((num, height, width, channels), dtype=torch.uint8)
-    pixels, out = planes.numpy(), laid_out.numpy().reshape(num, size, channels)
-    in_parts(lambda a, b: interleave(pixels[a * stride :], stride, out[a:b]), num, _LEAST_ROWS)
+    interleave(planes.numpy(), stride, laid_out.numpy().reshape(num, size, channels))
     return laid_out.permute(0, 3, 1, 2)
 
 

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-from qfleet.ops.in_parts import in_parts
 from qfleet.replay import disk
 from qfleet.replay.compressed import EXPECTED_RATIO, CompressedFrames
 from qfleet.replay.layout import WORD_BYTES, Words
@@ -22,7 +21,6 @@ from qfleet.types import Array, IntArray
 
 FrameIndex = npt.NDArray[np.int32]
 
-_LEAST_ROWS = 512  # frames worth a thread
 _WAYS = 4  # frames that share a bucket; the youngest stay
 _PRIME = np.uint64(0x9E3779B97F4A7C15)
 _HALF = np.uint64(32)
@@ -72,11 +70,7 @@ class FrameRing:
         """Copies the frames of `numbers` (int64 [...], all here): uint64 [..., W]."""
         if self.compressed is not None:
             return self.compressed.take(numbers)
-        taken = np.empty((*numbers.shape, self.words.shape[1]), self.words.dtype)
-        slots, rows = (numbers % self.capacity).reshape(-1), taken.reshape(-1, self.words.shape[1])
-        # "clip" writes where it is told; by default a copy would be made first, for the case of a wrong slot.
-        in_parts(lambda a, b: self.words.take(slots[a:b], axis=0, out=rows[a:b], mode="clip"), len(slots), _LEAST_ROWS)
-        return taken
+        return self.words.take(numbers % self.capacity, axis=0)
 
     def store(
         self, pool: tuple[Words, Words], source: IntArray, index: FrameIndex, first_row: int
