@@ -77,7 +77,7 @@ def test_the_head_is_computed_in_float32() -> None:
     module, obs = build(), observations()
     values = FlatNetwork(module, path=BFLOAT16).infer(obs)
     with torch.no_grad():
-        features = LowPrecisionTorso(module.torso, lambda: 0)(obs)
+        features = LowPrecisionTorso(module.torso, lambda: 0, wants_blocks=False)(obs)
         assert torch.equal(values, module.head(features))
 
 
@@ -153,6 +153,42 @@ def test_images_of_every_layout_have_their_channels_last_where_convolutions_see_
         assert images.is_contiguous(memory_format=torch.channels_last)
         assert weight.is_contiguous(memory_format=torch.channels_last)
     assert float((values - expected).norm() / expected.norm()) < 0.02
+
+
+@pytest.mark.parametrize("kind", ["cnn", "small_cnn"])
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_over_blocks_of_pixels_the_torso_is_the_same(
+    kind: str, layer_norm: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(3)
+    torso = Torso(NetworkConfig(kind=kind, hidden=(32,), layer_norm=layer_norm), (4, 37, 42), "uint8")
+    obs = torch.randint(0, 256, (9, 8, 37, 42), dtype=torch.uint8)[:, 4:]
+    parameters, sizes, convolve = list(torso.parameters()), [], nn.functional.conv2d
+    monkeypatch.setattr(nn.functional, "conv2d", lambda *inputs: sizes.append(inputs[0].shape) or convolve(*inputs))
+
+    def values_and_gradients(wants_blocks: bool) -> list[torch.Tensor]:
+        sizes.clear()
+        low = LowPrecisionTorso(torso, lambda: 0, wants_blocks=wants_blocks)
+        values = low(obs)
+        assert sizes[0] == ((9, 64, 9, 10) if wants_blocks else (9, 4, 37, 42))
+        with torch.no_grad():
+            assert torch.equal(low(obs), values)
+        return [values.detach(), *torch.autograd.grad(values.square().sum(), parameters)]
+
+    for found, expected in zip(values_and_gradients(True), values_and_gradients(False), strict=True):
+        assert found.shape == expected.shape
+        assert float((found - expected).norm() / expected.norm()) < 0.02
+
+
+@pytest.mark.parametrize(("flags", "num_channels"), [(("avx512_bf16", "amx_bf16"), 64), (("avx512_bf16",), 4)])
+def test_blocks_are_for_processors_with_matrix_units(set_flags, flags, num_channels, monkeypatch) -> None:
+    set_flags(*flags)
+    torso = Torso(NetworkConfig(hidden=(32,)), (4, 36, 36), "uint8")
+    network = FlatNetwork(QNetwork(torso, nn.Linear(32, 3)), path=BFLOAT16)
+    seen, convolve = [], nn.functional.conv2d
+    monkeypatch.setattr(nn.functional, "conv2d", lambda *inputs: seen.append(inputs[0].shape[1]) or convolve(*inputs))
+    network.infer(torch.zeros(16, 4, 36, 36, dtype=torch.uint8))
+    assert seen == [num_channels, 32, 64]
 
 
 def test_every_pixel_is_exact_in_bfloat16() -> None:

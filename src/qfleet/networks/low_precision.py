@@ -2,8 +2,8 @@
 
 Four things beside autocast. Weights are cast once and kept until they change, instead of at every forward. Images have
 their channels last in memory, weights too: oneDNN then converts nothing between layers. Pixels stay whole numbers from
-0 to 255, which are exact in bfloat16, and the first convolution's weight takes the 1/255. And on a CPU the first
-convolution reads blocks of pixels, where it can (blocks.py).
+0 to 255, which are exact in bfloat16, and the first convolution's weight takes the 1/255. And beside AMX the first
+convolution reads blocks of pixels (blocks.py).
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class LowPrecisionTorso:
     Args:
         torso: its parameters stay float32, and gradients reach them through the casts.
         version: a number that changes whenever the parameters do.
+        wants_blocks: whether the first convolution is to read blocks of pixels, where it can.
     """
 
-    def __init__(self, torso: Torso, version: Callable[[], int]) -> None:
+    def __init__(self, torso: Torso, version: Callable[[], int], *, wants_blocks: bool) -> None:
         self._torso = torso
         self._version = version
-        self._kept_version = -1
-        self._kept: dict[str, Tensor] = {}
+        self._kept: dict[str, tuple[int, Tensor]] = {}  # of which version
         body = torso.body
         # A user's layers may read a weight in other ways than to multiply by it: theirs are left to autocast.
         first = next(iter(body.children()), None) if type(body) is nn.Sequential else None
@@ -47,13 +47,12 @@ class LowPrecisionTorso:
         }
         self._needs_autocast = len(self._parameters) < len(list(body.parameters()))
         self._is_stack = isinstance(first, ToChannelsFirst) and first.channels_first
-        self._is_cuda = any(parameter.is_cuda for parameter in body.parameters())
         self._has_pixels = isinstance(torso.scale, UnitRange) and torso.norm is None
         self._of_pixels = self._of_blocks = ""
         if self._has_pixels and self._parts.get("1"):
             self._of_pixels = "1"
             convolution = self._layers[1][1]
-            if self._is_stack and not self._is_cuda and reads_blocks(convolution):
+            if wants_blocks and self._is_stack and reads_blocks(convolution):
                 self._of_blocks = "1"
 
     def __call__(self, obs: Tensor) -> Tensor:
@@ -98,13 +97,10 @@ class LowPrecisionTorso:
         """A parameter in bfloat16; made anew where gradients are to flow through the cast."""
         if torch.is_grad_enabled():
             return self._cast(name)
-        version = self._version()
-        if version != self._kept_version:
-            self._kept_version = version
-            self._kept.clear()
-        if name not in self._kept:
-            self._kept[name] = self._cast(name)
-        return self._kept[name]
+        version, kept = self._version(), self._kept.get(name)
+        if kept is None or kept[0] != version:
+            kept = self._kept[name] = version, self._cast(name)
+        return kept[1]
 
     def _cast(self, name: str) -> Tensor:
         value = self._parameters[name]

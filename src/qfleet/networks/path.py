@@ -122,7 +122,10 @@ def forward_of(module: nn.Module, path: ComputePath, version: Callable[[], int])
     if path.is_reference or not isinstance(module, QNetwork):
         return module
     torso, head = module.torso, module.head
-    low = LowPrecisionTorso(torso, version) if path.precision == "bfloat16" else None
+    low = None
+    if path.precision == "bfloat16":
+        is_cpu = not next(module.parameters()).is_cuda
+        low = LowPrecisionTorso(torso, version, wants_blocks=is_cpu and "amx_bf16" in cpu_flags())
 
     def forward(obs: Tensor, *inputs: Tensor) -> Tensor:
         if path.is_compiled and (torch.is_grad_enabled() or obs.shape[0] in _compiled_sizes):
