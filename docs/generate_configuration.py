@@ -108,8 +108,7 @@ MEANINGS = {
     "-2 is the torso's last one (Gogianu et al. 2021).",
     "network.precision": 'The torso\'s arithmetic in a network with convolutions; "auto" is bfloat16 where the '
     "processor multiplies in it. Parameters, gradients, optimizer and head are float32.",
-    "network.compile": 'Whether updates go through torch.compile, which takes a while once; "auto" does on a GPU and '
-    "beside AMX.",
+    "network.compile": 'Whether updates go through torch.compile, which takes a while once; "auto" does on a GPU.',
     "network.activation": "Between layers.",
     "network.layer_norm": "LayerNorm behind every layer; behind a convolution over channels and pixels.",
     "network.normalize_observations": "Subtract the running mean, divide by the running deviation, clip to +-10.",

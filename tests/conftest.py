@@ -138,7 +138,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     wanted = config.getoption("--ray")
     if wanted is None:
         return
-    alone = [item for item in items if _asks_for_ray(item) or "faults/test_ray_" in item.nodeid]
+    alone = [item for item in items if _asks_for_ray(item) or item.get_closest_marker("ray")]
     others = [item for item in items if item not in set(alone)]
     config.hook.pytest_deselected(items=others if wanted == "only" else alone)
     items[:] = alone if wanted == "only" else others

@@ -109,6 +109,7 @@ def test_the_readmes_own_parts_run_from_the_command_line(tmp_path: Path) -> None
     assert "held-out return 0.9" in run(tmp_path, "-c", entry, *command[1:], *small, PYTHONPATH=".")
 
 
+@pytest.mark.ray
 def test_the_examples_of_contributing_pass_the_contract_tests(tmp_path: Path) -> None:
     shutil.copytree(PACKAGE, tmp_path / "src" / "qfleet", ignore=shutil.ignore_patterns("__pycache__"))
     names = []

@@ -21,6 +21,7 @@ from qfleet.errors import CallFailed, DivergenceError, NoRoom, QfleetError, Role
 from qfleet.placement.processes import Process, is_running, this_process, wait_until_gone
 from qfleet.types import Receipt, Reply
 
+pytestmark = pytest.mark.ray
 MakeEngine = Callable[..., Engine]
 
 

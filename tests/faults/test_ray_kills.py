@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("ray")
+pytestmark = pytest.mark.ray
 
 BATCH = 16
 PACE = 4.0

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("ray")
+pytestmark = pytest.mark.ray
 
 ENTRY = "from qfleet.cli.main import main; main()"
 SOURCE = str(Path(__file__).parents[2] / "src")

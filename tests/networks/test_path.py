@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from qfleet.networks import path as paths
-from qfleet.networks.blocks import channels_last
+from qfleet.networks.convolutions import ToChannelsFirst
 from qfleet.networks.flat import FlatNetwork
 from qfleet.networks.heads import DuelingHead, QNetwork
+from qfleet.networks.image_layout import channels_last
 from qfleet.networks.low_precision import LowPrecisionTorso
 from qfleet.networks.optimizer import OptimizerConfig, VectorOptimizer
 from qfleet.networks.path import REFERENCE, ComputePath, choose_path, cpu_flags
@@ -73,11 +74,59 @@ def test_bfloat16_gives_the_references_values_and_gradient_up_to_its_precision()
     assert float((gradient - reference).norm() / reference.norm()) < 0.03
 
 
+@pytest.mark.parametrize("kind", ["cnn", "small_cnn", "impala_cnn", "minatar_cnn"])
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_every_networks_values_and_gradients_are_the_references(kind: str, layer_norm: bool) -> None:
+    torch.manual_seed(3)
+    torso = Torso(NetworkConfig(kind=kind, hidden=(32,), layer_norm=layer_norm), SHAPE, "uint8")
+    module, obs = QNetwork(torso, nn.Linear(32, 3)), observations()
+    results = []
+    for path in (BFLOAT16, REFERENCE):
+        network = FlatNetwork(copy.deepcopy(module), path=path)
+        values = network.backpropagate(obs, lambda values: (values / values.numel(), values))
+        assert network.gradient is not None
+        parts = [parameter.grad for parameter in network.module.parameters()]
+        results.append((values, network.gradient, parts))
+    (values, gradient, parts), (expected, reference, _) = results
+    assert not torch.equal(values, expected)
+    assert float((values - expected).norm() / expected.norm()) < 0.02
+    assert float((gradient - reference).norm() / reference.norm()) < 0.05
+    assert all(part is not None and part.abs().max() > 0 for part in parts)
+
+
+def test_the_gradient_comes_back_with_its_channels_last() -> None:
+    torso = Torso(NetworkConfig(hidden=(32,)), SHAPE, "uint8")
+    seen = []
+    assert isinstance(torso.body, nn.Sequential)
+    for layer in torso.body:
+        if isinstance(layer, nn.ReLU):
+            layer.register_full_backward_hook(lambda layer, gradients, given: seen.append(given[0]))
+    LowPrecisionTorso(torso, lambda: 0)(observations()).sum().backward()
+    assert [gradient.dim() for gradient in seen] == [2, 4, 4, 4]
+    assert all(gradient.is_contiguous(memory_format=torch.channels_last) for gradient in seen[1:])
+
+
+class Twice(nn.Sequential):
+    """A user's body that looks like ours: one activation used twice, and a container where a convolution would be."""
+
+    def __init__(self, obs_shape: tuple[int, ...]) -> None:
+        relu = nn.ReLU()
+        block = nn.Sequential(nn.Conv2d(obs_shape[0], 4, 8, 4), relu)
+        super().__init__(ToChannelsFirst(True), block, nn.Conv2d(4, 4, 2), relu, nn.Flatten(2), nn.Flatten())
+
+
+def test_a_users_body_is_called_as_it_is() -> None:
+    torso, obs = Torso(NetworkConfig(kind=f"{__name__}:Twice"), SHAPE, "uint8"), observations()
+    module = QNetwork(torso, nn.Linear(torso.num_features, 3))
+    values, expected = (FlatNetwork(copy.deepcopy(module), path=path).infer(obs) for path in (BFLOAT16, REFERENCE))
+    assert float((values - expected).norm() / expected.norm()) < 0.02
+
+
 def test_the_head_is_computed_in_float32() -> None:
     module, obs = build(), observations()
     values = FlatNetwork(module, path=BFLOAT16).infer(obs)
     with torch.no_grad():
-        features = LowPrecisionTorso(module.torso, lambda: 0, wants_blocks=False)(obs)
+        features = LowPrecisionTorso(module.torso, lambda: 0)(obs)
         assert torch.equal(values, module.head(features))
 
 
@@ -166,11 +215,11 @@ def test_over_blocks_of_pixels_the_torso_is_the_same(
     parameters, sizes, convolve = list(torso.parameters()), [], nn.functional.conv2d
     monkeypatch.setattr(nn.functional, "conv2d", lambda *inputs: sizes.append(inputs[0].shape) or convolve(*inputs))
 
-    def values_and_gradients(wants_blocks: bool) -> list[torch.Tensor]:
+    def values_and_gradients(reads_blocks: bool) -> list[torch.Tensor]:
         sizes.clear()
-        low = LowPrecisionTorso(torso, lambda: 0, wants_blocks=wants_blocks)
+        low = LowPrecisionTorso(torso, lambda: 0, reads_blocks=reads_blocks)
         values = low(obs)
-        assert sizes[0] == ((9, 64, 9, 10) if wants_blocks else (9, 4, 37, 42))
+        assert sizes[0] == ((9, 64, 9, 10) if reads_blocks else (9, 4, 37, 42))
         with torch.no_grad():
             assert torch.equal(low(obs), values)
         return [values.detach(), *torch.autograd.grad(values.square().sum(), parameters)]
@@ -180,15 +229,37 @@ def test_over_blocks_of_pixels_the_torso_is_the_same(
         assert float((found - expected).norm() / expected.norm()) < 0.02
 
 
-@pytest.mark.parametrize(("flags", "num_channels"), [(("avx512_bf16", "amx_bf16"), 64), (("avx512_bf16",), 4)])
-def test_blocks_are_for_processors_with_matrix_units(set_flags, flags, num_channels, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("flags", "config", "shape", "obs_dtype", "reads_blocks"),
+    [
+        (("avx512_bf16", "amx_bf16"), {}, (4, 36, 36), "uint8", True),
+        (("avx512_bf16",), {}, (4, 36, 36), "uint8", False),
+        (("avx512_bf16", "amx_bf16"), {"compile": "always"}, (4, 36, 36), "uint8", False),
+        (("avx512_bf16", "amx_bf16"), {"precision": "float32"}, (4, 36, 36), "uint8", False),
+        (("avx512_bf16", "amx_bf16"), {"normalize_observations": True}, (4, 36, 36), "uint8", False),
+        (("avx512_bf16", "amx_bf16"), {"spectral_norm": (-5,)}, (4, 36, 36), "uint8", False),
+        (("avx512_bf16", "amx_bf16"), {"kind": "impala_cnn"}, (4, 36, 36), "uint8", False),
+        (("avx512_bf16", "amx_bf16"), {}, (4, 36, 36), "float32", False),
+        (("avx512_bf16", "amx_bf16"), {}, (3, 36, 36), "uint8", False),
+        (("avx512_bf16", "amx_bf16"), {}, (36, 36, 4), "uint8", False),
+    ],
+)
+def test_blocks_are_for_stacks_of_four_frames_beside_matrix_units(
+    set_flags, flags, config, shape, obs_dtype, reads_blocks, monkeypatch
+) -> None:
     set_flags(*flags)
-    torso = Torso(NetworkConfig(hidden=(32,)), (4, 36, 36), "uint8")
-    network = FlatNetwork(QNetwork(torso, nn.Linear(32, 3)), path=BFLOAT16)
+    settings = NetworkConfig(**{"hidden": (32,), "precision": "bfloat16", "compile": "never", **config})
+    torso = Torso(settings, shape, obs_dtype)
+    module = QNetwork(torso, nn.Linear(32, 3))
+    path = choose_path(settings, module, "cpu")
+    assert path.reads_blocks == reads_blocks
+    assert path.describe().endswith("in blocks") == reads_blocks
+    if path.is_compiled:
+        return
     seen, convolve = [], nn.functional.conv2d
     monkeypatch.setattr(nn.functional, "conv2d", lambda *inputs: seen.append(inputs[0].shape[1]) or convolve(*inputs))
-    network.infer(torch.zeros(16, 4, 36, 36, dtype=torch.uint8))
-    assert seen == [num_channels, 32, 64]
+    FlatNetwork(module, path=path).infer(torch.zeros(16, *shape, dtype=getattr(torch, obs_dtype)))
+    assert (seen[0] == 64) == reads_blocks
 
 
 def test_every_pixel_is_exact_in_bfloat16() -> None:

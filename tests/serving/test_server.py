@@ -180,6 +180,7 @@ def test_a_run_is_exported_and_followed(start_server: Callable[..., Any], saved_
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_the_same_application_on_ray(start_server: Callable[..., Any], model: Path) -> None:
     pytest.importorskip("fastapi", reason="ray[serve] is not installed")
     with socket.socket() as probe:

@@ -1,9 +1,9 @@
 """A torso of convolutions in bfloat16, as torch's eager kernels compute it best. Floor 2, used by path.py.
 
-Four things beside autocast. Weights are cast once and kept until they change, instead of at every forward. Images have
-their channels last in memory, weights too: oneDNN then converts nothing between layers. Pixels stay whole numbers from
-0 to 255, which are exact in bfloat16, and the first convolution's weight takes the 1/255. And beside AMX the first
-convolution reads blocks of pixels (blocks.py).
+Weights are cast once and kept until they change, instead of by autocast at every forward. Images have their channels
+last in memory, weights and gradients too: oneDNN then converts nothing between layers. Pixels stay whole numbers from 0
+to 255, which are exact in bfloat16, and the first convolution's weight takes the 1/255. Where asked, the first
+convolution reads blocks of pixels (image_layout.py). Autocast is left what is none of this: norms, a user's layers.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from qfleet.networks.blocks import FlattenImages, channels_last, fold_weight, in_blocks, reads_blocks
-from qfleet.networks.convolutions import ToChannelsFirst
+from qfleet.networks.image_layout import FlattenImages, can_read_blocks, channels_last, fold_weight, in_blocks
 from qfleet.networks.observations import UnitRange
 from qfleet.networks.spectral import spectral_layers
-from qfleet.networks.torso import Torso
+from qfleet.networks.torso import ImageBody, Torso
+
+FIRST = "1"  # the first convolution's name, behind what turns channels
 
 
 class LowPrecisionTorso:
@@ -28,32 +29,26 @@ class LowPrecisionTorso:
     Args:
         torso: its parameters stay float32, and gradients reach them through the casts.
         version: a number that changes whenever the parameters do.
-        wants_blocks: whether the first convolution is to read blocks of pixels, where it can.
+        reads_blocks: whether the first convolution is to read blocks of pixels; only where `fits_blocks`.
     """
 
-    def __init__(self, torso: Torso, version: Callable[[], int], *, wants_blocks: bool) -> None:
+    def __init__(self, torso: Torso, version: Callable[[], int], *, reads_blocks: bool = False) -> None:
         self._torso = torso
         self._version = version
         self._kept: dict[str, tuple[int, Tensor]] = {}  # of which version
         body = torso.body
         # A user's layers may read a weight in other ways than to multiply by it: theirs are left to autocast.
-        first = next(iter(body.children()), None) if type(body) is nn.Sequential else None
-        is_own = isinstance(first, ToChannelsFirst)
-        self._layers = list(body.named_children()) if is_own else [("", body)]
-        self._parameters = _castable(body) if is_own else {}
+        self._layers = list(body.named_children()) if isinstance(body, ImageBody) else [("", body)]
+        self._parameters = _castable(body) if isinstance(body, ImageBody) else {}
         self._parts = {
             name: [part.removeprefix(f"{name}.") for part in self._parameters if part.startswith(f"{name}.")]
             for name, _ in self._layers
         }
         self._needs_autocast = len(self._parameters) < len(list(body.parameters()))
-        self._is_stack = isinstance(first, ToChannelsFirst) and first.channels_first
-        self._has_pixels = isinstance(torso.scale, UnitRange) and torso.norm is None
-        self._of_pixels = self._of_blocks = ""
-        if self._has_pixels and self._parts.get("1"):
-            self._of_pixels = "1"
-            convolution = self._layers[1][1]
-            if wants_blocks and self._is_stack and reads_blocks(convolution):
-                self._of_blocks = "1"
+        self._is_stack = isinstance(body, ImageBody) and body.is_stack
+        self._has_pixels = _has_pixels(torso)
+        self._of_pixels = FIRST if self._has_pixels and f"{FIRST}.weight" in self._parameters else ""
+        self._of_blocks = FIRST if reads_blocks else ""
 
     def __call__(self, obs: Tensor) -> Tensor:
         """[B, *O] -> float32 [B, F]."""
@@ -110,6 +105,18 @@ class LowPrecisionTorso:
             value = fold_weight(value)
         layout = torch.channels_last if value.dim() == 4 else torch.preserve_format
         return value.to(torch.bfloat16, memory_format=layout)
+
+
+def fits_blocks(torso: Torso) -> bool:
+    """Whether a torso's first convolution can read blocks of pixels."""
+    body = torso.body
+    if not (isinstance(body, ImageBody) and body.is_stack and _has_pixels(torso)):
+        return False
+    return can_read_blocks(body.get_submodule(FIRST))
+
+
+def _has_pixels(torso: Torso) -> bool:
+    return isinstance(torso.scale, UnitRange) and torso.norm is None
 
 
 def _castable(body: nn.Module) -> dict[str, Tensor]:

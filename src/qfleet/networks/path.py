@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from qfleet.networks.heads import QNetwork
-from qfleet.networks.low_precision import LowPrecisionTorso
+from qfleet.networks.low_precision import LowPrecisionTorso, fits_blocks
 from qfleet.networks.torso import NetworkConfig, Torso
 
 Precision = Literal["float32", "bfloat16"]
@@ -38,12 +38,14 @@ class ComputePath:
         precision: of the torso's arithmetic; parameters and the head are float32 always.
         channels_last: whether images are laid out [B, H, W, C] in memory.
         is_compiled: whether updates go through torch.compile.
+        reads_blocks: whether the first convolution reads blocks of pixels.
         note: what was asked for and could not be had; empty if nothing.
     """
 
     precision: Precision = "float32"
     channels_last: bool = False
     is_compiled: bool = False
+    reads_blocks: bool = False
     note: str = ""
 
     @property
@@ -53,7 +55,9 @@ class ComputePath:
 
     def describe(self) -> str:
         """Such as "bfloat16, compiled"."""
-        return self.precision + (", compiled" if self.is_compiled else "")
+        return (
+            self.precision + (", compiled" if self.is_compiled else "") + (", in blocks" if self.reads_blocks else "")
+        )
 
 
 REFERENCE = ComputePath()
@@ -71,8 +75,8 @@ def choose_path(config: NetworkConfig, module: nn.Module, device: str) -> Comput
         module: the network.
         device: "cpu" or "cuda".
     """
-    has_torso = isinstance(module, QNetwork) and isinstance(module.torso, Torso)
-    if not has_torso:
+    torso = module.torso if isinstance(module, QNetwork) else None
+    if not isinstance(torso, Torso):
         return REFERENCE
     is_image = any(isinstance(layer, nn.Conv2d) for layer in module.modules())
     is_large = is_image and sum(parameter.numel() for parameter in module.parameters()) >= _SMALL_NETWORK
@@ -88,7 +92,11 @@ def choose_path(config: NetworkConfig, module: nn.Module, device: str) -> Comput
     note = ""
     if lacking and config.compile == "always":
         note = f"network.compile: {lacking}; updates run without"
-    return ComputePath(precision, is_image and (is_compiled or precision == "bfloat16"), is_compiled, note)
+    has_channels_last = is_image and (is_compiled or precision == "bfloat16")
+    # Without matrix units blocks bring nothing.
+    is_fitting = device == "cpu" and "amx_bf16" in cpu_flags() and fits_blocks(torso)
+    reads_blocks = precision == "bfloat16" and is_fitting and not is_compiled
+    return ComputePath(precision, has_channels_last, is_compiled, reads_blocks, note)
 
 
 def what_compiling_lacks(device: str) -> str:
@@ -124,8 +132,7 @@ def forward_of(module: nn.Module, path: ComputePath, version: Callable[[], int])
     torso, head = module.torso, module.head
     low = None
     if path.precision == "bfloat16":
-        is_cpu = not next(module.parameters()).is_cuda
-        low = LowPrecisionTorso(torso, version, wants_blocks=is_cpu and "amx_bf16" in cpu_flags())
+        low = LowPrecisionTorso(torso, version, reads_blocks=path.reads_blocks)
 
     def forward(obs: Tensor, *inputs: Tensor) -> Tensor:
         if path.is_compiled and (torch.is_grad_enabled() or obs.shape[0] in _compiled_sizes):

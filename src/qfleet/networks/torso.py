@@ -102,7 +102,18 @@ class MLP(nn.Sequential):
         super().__init__(*layers, *dense_layers(size, config.hidden or (128, 128), config))
 
 
-def image_body(obs_shape: tuple[int, ...], config: NetworkConfig, kind: str) -> nn.Sequential:
+class ImageBody(nn.Sequential):
+    """What `image_body` makes: ToChannelsFirst, convolutions and what stands between them, Flatten, dense layers."""
+
+    @property
+    def is_stack(self) -> bool:
+        """Whether observations have their channels first: stacks of frames, [C, H, W], or single ones, [H, W]."""
+        first = self[0]
+        assert isinstance(first, ToChannelsFirst)
+        return first.channels_first
+
+
+def image_body(obs_shape: tuple[int, ...], config: NetworkConfig, kind: str) -> ImageBody:
     """The convolutions of `kind` and dense layers. Observations are [C, H, W] (frame stacks), [H, W, C] or [H, W]."""
     make_layers, width = IMAGE_KINDS[kind]
     channels_first, channels = image_channels(obs_shape)
@@ -110,7 +121,7 @@ def image_body(obs_shape: tuple[int, ...], config: NetworkConfig, kind: str) -> 
     layers = [ToChannelsFirst(channels_first), *make_layers(channels, style), nn.Flatten()]
     with torch.no_grad():
         flat_size = nn.Sequential(*layers)(torch.zeros(1, *obs_shape)).shape[1]
-    return nn.Sequential(*layers, *dense_layers(flat_size, config.hidden or (width,), config))
+    return ImageBody(*layers, *dense_layers(flat_size, config.hidden or (width,), config))
 
 
 class Torso(nn.Module):

@@ -1,4 +1,4 @@
-"""Images as blocks of pixels: what a convolution with a stride reads, laid out so that it needs none. Floor 2.
+"""How images lie in memory for oneDNN: channels last, and in blocks of pixels. Floor 2, used by low_precision.py.
 
 A kernel of 8 x 8 at stride 4 over 4 channels is one of 2 x 2 at stride 1 over the 64 values of a block of 4 x 4 pixels:
 the same products, but long rows of channels instead of short ones, which matrix units want (space to depth). On an
@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-SIDE = 4  # of the blocks that `in_blocks` makes, and its channels
+SIDE, CHANNELS = 4, 4  # of what `in_blocks` makes blocks of
 
 
-def reads_blocks(layer: nn.Module) -> bool:
+def can_read_blocks(layer: nn.Module) -> bool:
     """Whether a layer is a convolution that can read what `in_blocks` makes."""
-    if not isinstance(layer, nn.Conv2d) or (layer.in_channels, *layer.stride) != (SIDE, SIDE, SIDE):
+    if not isinstance(layer, nn.Conv2d) or (layer.in_channels, *layer.stride) != (CHANNELS, SIDE, SIDE):
         return False
     is_plain = layer.padding == (0, 0) and layer.dilation == (1, 1) and layer.groups == 1
     return is_plain and not any(size % SIDE for size in layer.kernel_size)
@@ -32,10 +32,16 @@ def fold_weight(weight: Tensor) -> Tensor:
 
 
 def in_blocks(images: Tensor) -> Tensor:
-    """uint8 [B, 4, H, W] on a CPU -> [B, 64, H // 4, W // 4], channels last; a block's lines, columns, channels."""
+    """uint8 [B, 4, H, W] on a CPU -> [B, 64, H // 4, W // 4], channels last; a block's lines, columns, channels.
+
+    Raises:
+        ValueError: other images.
+    """
+    if images.dim() != 4 or images.shape[1] != CHANNELS or images.dtype != torch.uint8 or images.is_cuda:
+        raise ValueError(f"{images.dtype} {list(images.shape)} on {images.device} are no images of 4 channels of bytes")
     planes, stride = _planes(images)
     num, _, height, width = images.shape
-    blocks = torch.empty((num, height // SIDE, width // SIDE, SIDE**3), dtype=torch.uint8)
+    blocks = torch.empty((num, height // SIDE, width // SIDE, SIDE * SIDE * CHANNELS), dtype=torch.uint8)
     if num:
         from qfleet.networks.interleave import fold_four  # numba, which takes a while to load
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from qfleet.networks.blocks import FlattenImages, channels_last, fold_weight, in_blocks, reads_blocks
+from qfleet.networks.image_layout import FlattenImages, can_read_blocks, channels_last, fold_weight, in_blocks
 
 
 def whole_numbers(*shape: int, below: int = 256) -> torch.Tensor:
@@ -16,11 +16,12 @@ def whole_numbers(*shape: int, below: int = 256) -> torch.Tensor:
 
 
 def layouts(images: torch.Tensor) -> list[torch.Tensor]:
-    """The same images: alone, as one of two stacks side by side, every other one, channels last, upside down."""
+    """The same images: alone, one of two stacks side by side, every other one, channels last, columns before lines."""
     beside = torch.cat([images, images], dim=1)
     apart = torch.stack([images, images], dim=1).flatten(0, 1)
     last = images.to(memory_format=torch.channels_last)
-    return [images, beside[:, 4:], apart[::2], last, images.flip(2).contiguous().flip(2)]
+    swapped = images.transpose(2, 3).contiguous().transpose(2, 3)
+    return [images, beside[:, 4:], apart[::2], last, swapped]
 
 
 @pytest.mark.parametrize(("num", "height", "width"), [(3, 84, 84), (2, 9, 14), (1, 4, 4), (0, 8, 8)])
@@ -36,11 +37,25 @@ def test_blocks_hold_their_lines_columns_and_channels(num: int, height: int, wid
         assert blocks.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize(
+    "images",
+    [
+        torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
+        torch.zeros(2, 8, 8, 8, dtype=torch.uint8),
+        torch.zeros(4, 8, 8, dtype=torch.uint8),
+        torch.zeros(2, 4, 8, 8),
+    ],
+)
+def test_other_images_are_refused(images: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="no images of 4 channels of bytes"):
+        in_blocks(images)
+
+
 @pytest.mark.parametrize("size", [(84, 84), (21, 18)])  # the second leaves lines and columns over, as a stride does
 @pytest.mark.parametrize("kernel", [(8, 8), (4, 8)])
 def test_a_convolution_over_blocks_is_the_one_over_pixels(size: tuple[int, int], kernel: tuple[int, int]) -> None:
     layer = nn.Conv2d(4, 5, kernel, stride=4)
-    assert reads_blocks(layer)
+    assert can_read_blocks(layer)
     images, weight = whole_numbers(2, 4, *size), whole_numbers(5, 4, *kernel, below=9).double()
     expected = functional.conv2d(images.double(), weight, stride=4)
     blocks = in_blocks(images.to(torch.uint8)).double()
@@ -62,7 +77,7 @@ def test_a_convolution_over_blocks_is_the_one_over_pixels(size: tuple[int, int],
     ids=str,
 )
 def test_other_layers_read_pixels(layer: nn.Module) -> None:
-    assert not reads_blocks(layer)
+    assert not can_read_blocks(layer)
 
 
 def test_flat_images_are_torchs_and_their_gradient_has_its_channels_last() -> None:
