@@ -109,7 +109,6 @@ def test_the_readmes_own_parts_run_from_the_command_line(tmp_path: Path) -> None
     assert "held-out return 0.9" in run(tmp_path, "-c", entry, *command[1:], *small, PYTHONPATH=".")
 
 
-@pytest.mark.ray
 def test_the_examples_of_contributing_pass_the_contract_tests(tmp_path: Path) -> None:
     shutil.copytree(PACKAGE, tmp_path / "src" / "qfleet", ignore=shutil.ignore_patterns("__pycache__"))
     names = []
@@ -121,7 +120,20 @@ def test_the_examples_of_contributing_pass_the_contract_tests(tmp_path: Path) ->
     assert len(names) == 3, "an algorithm, a strategy, an engine"
     contracts = str(ROOT / "tests" / "contracts")
     ours = f"(test_floors or test_config_fields or {' or '.join(names)}) and not planted"
-    options = ["-m", "pytest", contracts, "--rootdir", str(ROOT), "-p", "no:cacheprovider", "-rA", "-k", ours]
+    options = [
+        "-m",
+        "pytest",
+        contracts,
+        "--rootdir",
+        str(ROOT),
+        "-p",
+        "no:cacheprovider",
+        "-rA",
+        "--ray",
+        "without",
+        "-k",
+        ours,
+    ]
     output = run(ROOT, *options, PYTHONPATH=str(tmp_path / "src"))
     for name in names:
         assert re.search(rf"PASSED .*test_every_pair_trains\[.*{name}", output), f"{name} was not trained"
