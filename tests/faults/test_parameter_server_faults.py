@@ -61,7 +61,15 @@ def kill_while_it_runs(run: Experiment, seed: int, mean_events: float, kinds: tu
 
 
 @pytest.mark.parametrize("rules", RULES)
-@pytest.mark.parametrize("kinds", [("worker-",), ("server-",), ("worker-", "server-")], ids="+".join)
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        ("worker-", "server-"),
+        pytest.param(("worker-",), marks=pytest.mark.slow),
+        pytest.param(("server-",), marks=pytest.mark.slow),
+    ],
+    ids="+".join,
+)
 def test_kills_lose_unfinished_work_only(experiment: MakeExperiment, rules: str, kinds: tuple[str, ...]) -> None:
     for seed in range(2):
         run = experiment("qfleet/Identity-v0", {**BASE, **RULES[rules], "seed": seed}, run_dir=f"run-{seed}")

@@ -185,7 +185,7 @@ def assert_meets(engine: Engine, group: list[RoleRef]) -> None:
     assert [engine.payload(future) for future in futures] == [1.0, 1.0, 1.0]
 
 
-@pytest.mark.parametrize("dying_rank", [0, 2], ids=["the first one", "another"])
+@pytest.mark.parametrize("dying_rank", [0, pytest.param(2, marks=pytest.mark.slow)], ids=["the first one", "another"])
 def test_a_group_that_lost_a_member_forms_anew(make_engine: MakeEngine, dying_rank: int) -> None:
     engine = make_engine()
     group = [engine.spawn(f"member-{rank}", Probe, rank) for rank in range(3)]

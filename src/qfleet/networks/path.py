@@ -55,9 +55,8 @@ class ComputePath:
 
     def describe(self) -> str:
         """Such as "bfloat16, compiled"."""
-        return (
-            self.precision + (", compiled" if self.is_compiled else "") + (", in blocks" if self.reads_blocks else "")
-        )
+        more = {"compiled": self.is_compiled, "in blocks": self.reads_blocks}
+        return ", ".join([self.precision, *(name for name, is_so in more.items() if is_so)])
 
 
 REFERENCE = ComputePath()
