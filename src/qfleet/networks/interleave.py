@@ -6,6 +6,26 @@ import numpy as np
 from numba import njit
 
 
+@njit(inline="always")
+def _join_four(planes, begin, size, words):  # type: ignore[no-untyped-def]
+    """Bytes from `begin` on of a plane, and as many of the three that follow it `size` apart, to uint32 [N].
+
+    Inlined, for as a call it made `fold_four` 1.6 times as slow.
+    """
+    num = len(words)
+    first = planes[begin : begin + num]
+    second = planes[begin + size : begin + size + num]
+    third = planes[begin + 2 * size : begin + 2 * size + num]
+    fourth = planes[begin + 3 * size : begin + 3 * size + num]
+    for index in range(num):
+        words[index] = (
+            np.uint32(first[index])
+            | (np.uint32(second[index]) << np.uint32(8))
+            | (np.uint32(third[index]) << np.uint32(16))
+            | (np.uint32(fourth[index]) << np.uint32(24))
+        )
+
+
 @njit(cache=True, nogil=True)
 def interleave(planes, stride, out):  # type: ignore[no-untyped-def]
     """C planes of N bytes each, rows of them `stride` apart, to uint8 [B, N, C]; four as words: twice as fast."""
@@ -13,19 +33,7 @@ def interleave(planes, stride, out):  # type: ignore[no-untyped-def]
     if channels == 4:
         words = out.reshape(num, size * 4).view(np.uint32)
         for row in range(num):
-            begin = row * stride
-            first = planes[begin : begin + size]
-            second = planes[begin + size : begin + 2 * size]
-            third = planes[begin + 2 * size : begin + 3 * size]
-            fourth = planes[begin + 3 * size : begin + 4 * size]
-            line = words[row]
-            for index in range(size):
-                line[index] = (
-                    np.uint32(first[index])
-                    | (np.uint32(second[index]) << np.uint32(8))
-                    | (np.uint32(third[index]) << np.uint32(16))
-                    | (np.uint32(fourth[index]) << np.uint32(24))
-                )
+            _join_four(planes, row * stride, size, words[row])
         return
     for row in range(num):
         for index in range(size):
@@ -55,19 +63,7 @@ def fold_four(planes, stride, height, width, out):  # type: ignore[no-untyped-de
         position = 0
         for block_line in range(num_lines):
             for y in range(4):
-                begin = row * stride + (4 * block_line + y) * width
-                first = planes[begin : begin + used]
-                second = planes[begin + size : begin + size + used]
-                third = planes[begin + 2 * size : begin + 2 * size + used]
-                fourth = planes[begin + 3 * size : begin + 3 * size + used]
-                line = pixels[y]
-                for x in range(used):
-                    line[x] = (
-                        np.uint32(first[x])
-                        | (np.uint32(second[x]) << np.uint32(8))
-                        | (np.uint32(third[x]) << np.uint32(16))
-                        | (np.uint32(fourth[x]) << np.uint32(24))
-                    )
+                _join_four(planes, row * stride + (4 * block_line + y) * width, size, pixels[y])
             one, two, three, four = words[0], words[1], words[2], words[3]
             for block in range(num_blocks):
                 out_words = blocks[position : position + 8]

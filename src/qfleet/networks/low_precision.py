@@ -20,7 +20,7 @@ from qfleet.networks.observations import UnitRange
 from qfleet.networks.spectral import spectral_layers
 from qfleet.networks.torso import ImageBody, Torso
 
-FIRST = "1"  # the first convolution's name, behind what turns channels
+_FIRST = "1"  # the first convolution's name, behind what turns channels
 
 
 class LowPrecisionTorso:
@@ -47,8 +47,8 @@ class LowPrecisionTorso:
         self._needs_autocast = len(self._parameters) < len(list(body.parameters()))
         self._is_stack = isinstance(body, ImageBody) and body.is_stack
         self._has_pixels = _has_pixels(torso)
-        self._of_pixels = FIRST if self._has_pixels and f"{FIRST}.weight" in self._parameters else ""
-        self._of_blocks = FIRST if reads_blocks else ""
+        self._of_pixels = _FIRST if self._has_pixels and f"{_FIRST}.weight" in self._parameters else ""
+        self._of_blocks = _FIRST if reads_blocks else ""
 
     def __call__(self, obs: Tensor) -> Tensor:
         """[B, *O] -> float32 [B, F]."""
@@ -112,7 +112,7 @@ def fits_blocks(torso: Torso) -> bool:
     body = torso.body
     if not (isinstance(body, ImageBody) and body.is_stack and _has_pixels(torso)):
         return False
-    return can_read_blocks(body.get_submodule(FIRST))
+    return can_read_blocks(body.get_submodule(_FIRST))
 
 
 def _has_pixels(torso: Torso) -> bool:
